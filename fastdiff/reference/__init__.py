@@ -1,0 +1,12 @@
+"""What every op means, in NumPy: exact (float32 with correctly rounded fma) and float64.
+
+Slow on purpose, and free of every other part of the project: the kernels are held to this, bit by bit.
+"""
+
+from .float32 import DTYPES, fma, narrow, widen
+from .normal import box_muller, box_muller64, normal, uniform
+from .philox import fold_in, philox, raw_words, run_keys
+from .step import EXACT, FLOAT64, Layout, StepResult, step
+
+__all__ = ["DTYPES", "EXACT", "FLOAT64", "Layout", "StepResult", "box_muller", "box_muller64", "fma", "fold_in",
+           "narrow", "normal", "philox", "raw_words", "run_keys", "step", "uniform", "widen"]
