@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as functional
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -145,7 +146,7 @@ class UNet(nn.Module):
     sigma_data = SIGMA_DATA
     image_shape = IMAGE_SHAPE
 
-    def __init__(self, channels: tuple[int, int, int] = (32, 64, 128), emb: int = 128, blocks: int = 1):
+    def __init__(self, channels: tuple[int, int, int] = (32, 64, 128), emb: int = 112, blocks: int = 1):
         super().__init__()
         c0, c1, c2 = channels
         self.noise = NoiseEmbedding(emb)
@@ -183,3 +184,28 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         return self.decode(*self.encode(x, c_noise))
+
+
+def preconditioning(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """c_skip, c_out, c_in and c_noise of Karras et al. 2022, table 1, each shaped and typed like sigma."""
+    total = (sigma**2 + SIGMA_DATA**2).sqrt()
+    return SIGMA_DATA**2 / total**2, sigma * SIGMA_DATA / total, 1 / total, sigma.log() / 4
+
+
+def denoise(net: nn.Module, x: Tensor, sigma: Tensor | float) -> Tensor:
+    """The denoised estimate D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), shaped like x (B, 1, 28, 28).
+
+    sigma: a number, or a tensor () or (B,), positive.
+    """
+    sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(x.shape[0])
+    c_skip, c_out, c_in, c_noise = preconditioning(sigma)
+    shape = (-1, 1, 1, 1)
+    return c_skip.view(shape) * x + c_out.view(shape) * net(c_in.view(shape) * x, c_noise)
+
+
+def load(path: str | Path | None = None, device: torch.device | str | None = None) -> UNet:
+    """The trained U-Net: fp16 safetensors (the committed file unless `path` says another) into fp32, in eval mode."""
+    net = UNet()
+    state = load_file(WEIGHTS / "unet.safetensors" if path is None else path)
+    net.load_state_dict({name: value.float() for name, value in state.items()})
+    return net.to(device).eval().requires_grad_(False)
