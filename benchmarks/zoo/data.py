@@ -1,8 +1,8 @@
 """Fashion-MNIST (Xiao, Rasul, Vollgraf 2017, arXiv:1708.07747; MIT licence) from the four idx files, compressed or not.
 
-Nothing is downloaded here. The files come from a folder, or from the Debian package `dataset-fashion-mnist`, which puts
-them where `DEBIAN_FOLDER` says. The idx format: big-endian; magic number (two zero bytes, type 8 = unsigned byte, number of
-dimensions), one 32-bit size per dimension, then the bytes.
+Nothing is downloaded here. The files come from a folder, or from the Debian package `dataset-fashion-mnist`, which
+puts them where `DEBIAN_FOLDER` says. The idx format: big-endian; magic number (two zero bytes, type 8 = unsigned byte,
+number of dimensions), one 32-bit size per dimension, then the bytes.
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shi
 PREFIX = {"train": "train", "test": "t10k"}
 COUNT = {"train": 60_000, "test": 10_000}
 HOW = (
-    f"Install the Debian package ({DEBIAN_PACKAGE}: `apt-get install {DEBIAN_PACKAGE}`, files in {DEBIAN_FOLDER}), or put the four "
-    "files {train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz] from https://github.com/zalandoresearch/fashion-mnist into a "
-    "folder and name it (--data FOLDER, or the environment variable FASHION_MNIST)."
+    f"Install the Debian package ({DEBIAN_PACKAGE}: `apt-get install {DEBIAN_PACKAGE}`, files in {DEBIAN_FOLDER}), "
+    "or put the four files {train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz] from "
+    "https://github.com/zalandoresearch/fashion-mnist into a folder and name it "
+    "(--data FOLDER, or the environment variable FASHION_MNIST)."
 )
 
 
 class DataError(Exception):
-    """The data is missing or is not what it should be; the message says which file, what was found, what was expected."""
+    """Missing data, or not what it should be; the message says which file, what was found, what was expected."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """One half of the data: `pixels` uint8 (N, 1, 28, 28), `labels` int64 (N,), `checksum` sha256 of both as raw bytes."""
+    """One half of the data: `pixels` uint8 (N, 1, 28, 28), `labels` int64 (N,), `checksum` sha256 of their bytes."""
 
     pixels: Tensor
     labels: Tensor
@@ -68,11 +69,16 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     magic = struct.unpack(">I", raw[:4])[0]
     expected = 0x0800 | dimensions
     if magic != expected:
-        raise DataError(f"{path}: magic number 0x{magic:08x}, expected 0x{expected:08x} (idx, unsigned bytes, {dimensions} dimensions)")
+        raise DataError(
+            f"{path}: magic number 0x{magic:08x}, expected 0x{expected:08x} "
+            f"(idx, unsigned bytes, {dimensions} dimensions)"
+        )
     shape = struct.unpack(f">{dimensions}I", raw[4:head])
     size = int(np.prod(shape, dtype=np.int64))
     if len(raw) - head != size:
-        raise DataError(f"{path}: the header says {shape}, which is {size} bytes of data; the file has {len(raw) - head}")
+        raise DataError(
+            f"{path}: the header says {shape}, which is {size} bytes of data; the file has {len(raw) - head}"
+        )
     return np.frombuffer(raw, dtype=np.uint8, offset=head).reshape(shape).copy()
 
 

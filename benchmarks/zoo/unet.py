@@ -31,8 +31,8 @@ IMAGE_SHAPE = (1, 28, 28)
 class NoiseEmbedding(nn.Module):
     """c_noise (B,) to an embedding (B, width): fixed sines and cosines, then two linear layers.
 
-    c_noise spans about [-1.2, 1.1] for sigma in [0.01, 80], so the frequencies are set for that interval: the lowest turns
-    a quarter over it, the highest still changes by little between two steps of a 50-step schedule.
+    c_noise spans about [-1.2, 1.1] for sigma in [0.01, 80], so the frequencies are set for that interval: the lowest
+    turns a quarter over it, the highest still changes by little between two steps of a 50-step schedule.
     """
 
     def __init__(self, width: int, frequencies: int = 16):
@@ -49,7 +49,7 @@ class NoiseEmbedding(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Residual block (B, c_in, H, W) -> (B, c_out, H, W); the noise level scales and shifts the second normalisation."""
+    """Residual block (B, c_in, H, W) -> (B, c_out, H, W); the noise level scales and shifts the second norm."""
 
     def __init__(self, c_in: int, c_out: int, emb: int):
         super().__init__()
@@ -85,13 +85,15 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, height, width = x.shape
-        q, k, v = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, height * width).transpose(3, 4).unbind(1)
+        q, k, v = (
+            self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, height * width).transpose(3, 4).unbind(1)
+        )
         h = functional.scaled_dot_product_attention(q, k, v)
         return x + self.out(h.transpose(2, 3).reshape(b, c, height, width))
 
 
 class Encoder(nn.Module):
-    """One level on the way down: halve the resolution (not at the first level), then residual blocks, then attention."""
+    """One level on the way down: halve the resolution (not at the first level), residual blocks, attention."""
 
     def __init__(self, c_in: int, c_out: int, emb: int, blocks: int, down: bool, attention: bool):
         super().__init__()
@@ -120,10 +122,10 @@ class Middle(nn.Module):
 
 
 class Decoder(nn.Module):
-    """One level on the way up: concatenate the skip, residual block (and attention), double the resolution (not at the top).
+    """One level on the way up: concatenate the skip, residual block, attention, double the resolution (not at the top).
 
-    The convolution to the next level's channels comes before the upsampling: nearest upsampling copies pixels, and a 1x1
-    convolution on a quarter of them gives the same values.
+    The convolution to the next level's channels comes before the upsampling: nearest upsampling copies pixels, and a
+    1x1 convolution on a quarter of them gives the same values.
     """
 
     def __init__(self, c_in: int, c_skip: int, c_out: int, c_up: int | None, emb: int, attention: bool):
@@ -151,23 +153,27 @@ class UNet(nn.Module):
         c0, c1, c2 = channels
         self.noise = NoiseEmbedding(emb)
         self.stem = nn.Conv2d(1, c0, 3, padding=1)
-        self.enc = nn.ModuleList([
-            Encoder(c0, c0, emb, blocks, down=False, attention=False),
-            Encoder(c0, c1, emb, blocks, down=True, attention=False),
-            Encoder(c1, c2, emb, blocks, down=True, attention=True),
-        ])
+        self.enc = nn.ModuleList(
+            [
+                Encoder(c0, c0, emb, blocks, down=False, attention=False),
+                Encoder(c0, c1, emb, blocks, down=True, attention=False),
+                Encoder(c1, c2, emb, blocks, down=True, attention=True),
+            ]
+        )
         self.mid = Middle(c2, emb)
-        self.dec = nn.ModuleList([
-            Decoder(c0, c0, c0, None, emb, attention=False),
-            Decoder(c1, c1, c1, c0, emb, attention=False),
-            Decoder(c2, c2, c2, c1, emb, attention=True),
-        ])
+        self.dec = nn.ModuleList(
+            [
+                Decoder(c0, c0, c0, None, emb, attention=False),
+                Decoder(c1, c1, c1, c0, emb, attention=False),
+                Decoder(c2, c2, c2, c1, emb, attention=True),
+            ]
+        )
         self.head = nn.Sequential(nn.GroupNorm(c0 // 8, c0), nn.SiLU(), nn.Conv2d(c0, 1, 3, padding=1))
         nn.init.zeros_(self.head[2].weight)
         nn.init.zeros_(self.head[2].bias)
 
     def encode(self, x: Tensor, c_noise: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Run the encoder. Returns h (B, c2, 7, 7), the outputs of enc.0, enc.1, enc.2 (h is the last) and the embedding."""
+        """Run the encoder: h (B, c2, 7, 7), the outputs of enc.0 to enc.2 (h is the last), the embedding (B, emb)."""
         emb = self.noise(c_noise.to(x.dtype).expand(x.shape[0]))
         h, skips = self.stem(x), []
         for level in self.enc:

@@ -113,12 +113,13 @@ class StepResult:
     outputs: list  # one (B, n) array an output: float32, float16, or uint16 bits for bfloat16; float64 in FLOAT64
     ring: object  # (R, B, n) as stored, or None
     d: np.ndarray  # (B, n) unrounded
+    written: np.ndarray  # (R, B, n) bool: which ring values this step stored
     status: np.ndarray = field(default=None)  # int32 [first row that met a NaN, flags of clamped indices]
 
 
 def step(inputs, coef, meta, row, *, outputs=("float32",), ring=None, ring_dtype="float32", keys=None, scale=None,
          bank=None, bank_index=None, bank_weight=None, clip=None, known=None, mask=None, noise=None, status=None,
-         arithmetic=EXACT):
+         batch=None, numel=None, arithmetic=EXACT):
     """Apply rows of a plan.
 
     inputs: K arrays (B, n), values already widened to float32 (or float64); coef, meta: the table, see ``Layout``;
@@ -126,13 +127,14 @@ def step(inputs, coef, meta, row, *, outputs=("float32",), ring=None, ring_dtype
     outputs: dtype names of the y_i; ring: (R, B, n) widened values; keys: (N or 1, J, B, 2) int64;
     scale: (B, K + R); bank: (V, n); bank_index: (B, M) int; bank_weight: (B, M); clip: (B, 3) = lo, hi, r in place of
     the row's; known: (B, n); mask: (B or 1, P), P dividing n, element e takes mask[e mod P];
-    noise: (J, B, n) takes the place of N(key): for comparing with samplers that draw elsewhere.
+    noise: (J, B, n) takes the place of N(key): for comparing with samplers that draw elsewhere;
+    batch, numel: B and n, needed only where there is no input to tell.
     A row or bank index outside its table is clamped and sets a flag in ``status``. Returns ``StepResult``.
     """
     A = arithmetic
     inputs = [np.asarray(v, dtype=A.dtype) for v in inputs] + ([] if ring is None else [np.asarray(v, dtype=A.dtype) for v in ring])
     R = 0 if ring is None else len(ring)
-    B, n = inputs[0].shape if inputs else (keys.shape[2], noise.shape[2])
+    B, n = inputs[0].shape if inputs else (batch, numel)
     J = keys.shape[1] if keys is not None else len(noise) if noise is not None else 0
     M = bank_index.shape[1] if bank_index is not None else 0
     layout = Layout(len(inputs), len(outputs), M, J)
@@ -144,6 +146,7 @@ def step(inputs, coef, meta, row, *, outputs=("float32",), ring=None, ring_dtype
     tokens = rows.shape[1]
     out = [np.full((B, n), -0.0, A.dtype) for _ in outputs]
     kept = np.array(inputs[len(inputs) - R :], dtype=A.dtype).reshape(R, B, n)
+    written = np.zeros((R, B, n), dtype=bool)
     every_d = np.full((B, n), -0.0, A.dtype)
 
     for b in range(B):
@@ -213,8 +216,9 @@ def step(inputs, coef, meta, row, *, outputs=("float32",), ring=None, ring_dtype
                 bad |= bool(np.isnan(y).any())
             if slot >= 0:
                 kept[slot, b, part] = d
+                written[slot, b, part] = True
             if bad:
                 status[0] = min(status[0], r)
 
     return StepResult([A.store(y, dtype) for y, dtype in zip(out, outputs)],
-                      None if ring is None else A.store(kept, ring_dtype), every_d, status)
+                      None if ring is None else A.store(kept, ring_dtype), every_d, written, status)

@@ -1,0 +1,42 @@
+# make demo: build, and draw pictures.   make test: build, and test.   Both make .venv if need be; nothing else is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := setup.py pyproject.toml fastdiff/ops.schema $(shell find csrc -type f)
+WORKERS ?= 2
+
+.PHONY: demo test bench zoo sanitize wheel-test clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.built
+	$(BIN)/fastdiff demo --out demo
+
+test: $(VENV)/.built
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal tests
+
+bench: $(VENV)/.built
+	$(BIN)/pytest benchmarks --benchmark-json benchmarks/results/bench.json -p no:xdist
+
+zoo: $(VENV)/.built
+	$(BIN)/python -m benchmarks.zoo.train all
+
+# The wheel in an empty environment, outside the checkout, with and without C++.
+wheel-test: $(VENV)/.built
+	tests/packaging/wheel_test.sh native
+	tests/packaging/wheel_test.sh pure
+
+clean:
+	rm -rf build dist demo fastdiff/*.so *.egg-info
+
+$(VENV)/.installed: requirements.txt requirements-no-deps.txt
+	@test -x $(BIN)/python || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing what requirements.txt pins (minutes the first time)"
+	$(PIP) install --quiet -r requirements.txt
+	$(PIP) install --quiet --no-deps -r requirements-no-deps.txt
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.installed $(SOURCES)
+	@echo "building fastdiff"
+	$(PIP) install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@

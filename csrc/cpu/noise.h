@@ -1,0 +1,118 @@
+// N(key) for a block of elements at a time: Philox words, as many at once as there are lanes, then Box-Muller.
+#pragma once
+#include "../normal.h"
+#include "../philox.h"
+#include "scalar.h"
+
+namespace FASTDIFF_NAMESPACE {
+
+// Elements that the kernels work on at once: 8 registers, which is what two registers of Philox blocks give.
+#if defined(FASTDIFF_VECTOR)
+constexpr int kBlock = 8 * Lane::kWidth;
+#else
+constexpr int kBlock = 64;
+#endif
+
+// A key with its round keys, each in 64 bits so that a vector broadcasts it straight from memory.
+struct Stream {
+  uint64_t seed, offset;
+  uint64_t k0[10], k1[10];
+
+  void set(const int64_t* key) {
+    seed = static_cast<uint64_t>(key[0]);
+    offset = static_cast<uint64_t>(key[1]);
+    uint32_t a = static_cast<uint32_t>(seed), b = static_cast<uint32_t>(seed >> 32);
+    for (int round = 0; round < 10; ++round) {
+      k0[round] = a, k1[round] = b;
+      a += kPhiloxW0, b += kPhiloxW1;
+    }
+  }
+};
+
+#ifdef FASTDIFF_VECTOR
+
+constexpr int kPairs = 2;  // registers of 32-bit words in flight, each from two chains of 64-bit lanes
+
+// Philox of kPairs * Lane::kWidth counters from `counter` on. Several chains hide each other's latency.
+inline void words_of(const Stream& s, uint64_t counter, Words::word (&x)[2 * kPairs][4]) {
+  using word = Words::word;
+  word first[2 * kPairs];
+  FD_UNROLL
+  for (int h = 0; h < 2 * kPairs; ++h) {
+    first[h] = Words::add(Words::counter(counter + h / 2 * Lane::kWidth), h % 2 == 0 ? Words::even_blocks() : Words::odd_blocks());
+  }
+  if (__builtin_expect(static_cast<uint32_t>(counter) > 0xFFFFFFFFu - kPairs * Lane::kWidth, 0)) {
+    for (int h = 0; h < 2 * kPairs; ++h) {  // the upper half of the counter differs between lanes
+      x[h][0] = first[h];
+      x[h][1] = Words::high(first[h]);
+      x[h][2] = x[h][3] = Words::key(0);
+      philox<Words>(x[h], s.seed);
+    }
+    return;
+  }
+  // The first two rounds, without what is zero or the same in every lane.
+  const uint64_t same = static_cast<uint64_t>(kPhiloxM0) * static_cast<uint32_t>((counter >> 32) ^ s.k0[0]);
+  const word c2 = Words::key(static_cast<uint32_t>(same >> 32) ^ static_cast<uint32_t>(s.k1[1]));
+  const word c3 = Words::key(static_cast<uint32_t>(same) ^ static_cast<uint32_t>(s.k1[2]));
+  FD_UNROLL
+  for (int h = 0; h < 2 * kPairs; ++h) {
+    const word p0 = Words::mul(first[h], kPhiloxM0);
+    const word p1 = Words::mul(Words::xor2(Words::high(p0), Words::key(s.k1[0])), kPhiloxM1);
+    const word q0 = Words::mul(Words::xor2(Words::high(p1), Words::key(s.k0[1])), kPhiloxM0);
+    const word q1 = Words::mul(Words::xor2(c2, p0), kPhiloxM1);
+    x[h][0] = Words::xor3(Words::high(q1), p1, Words::key(s.k0[2]));
+    x[h][1] = q1;
+    x[h][2] = Words::xor2(Words::high(q0), c3);
+    x[h][3] = q0;
+  }
+  FD_UNROLL
+  for (int round = 3; round < 10; ++round) {
+    FD_UNROLL
+    for (int h = 0; h < 2 * kPairs; ++h) {
+      const word p0 = Words::mul(x[h][0], kPhiloxM0), p1 = Words::mul(x[h][2], kPhiloxM1);
+      x[h][0] = Words::xor3(Words::high(p1), x[h][1], Words::key(s.k0[round]));
+      x[h][1] = p1;
+      x[h][2] = Words::xor3(Words::high(p0), x[h][3], Words::key(s.k1[round]));
+      x[h][3] = p0;
+    }
+  }
+}
+
+// Elements 4 block .. 4 block + kBlock - 1.
+inline void normals(const Stream& s, uint64_t block, float* out) {
+  constexpr int kElements = 4 * Lane::kWidth * kPairs;
+  FD_UNROLL
+  for (int part = 0; part < kBlock / kElements; ++part) {
+    Words::word x[2 * kPairs][4];
+    words_of(s, s.offset + block + static_cast<uint64_t>(part) * Lane::kWidth * kPairs, x);
+    FD_UNROLL
+    for (int p = 0; p < kPairs; ++p) {
+      Lane::i w[4];
+      FD_UNROLL
+      for (int j = 0; j < 4; ++j) w[j] = Words::merge(x[2 * p][j], x[2 * p + 1][j]);
+      Lane::f z[4];
+      box_muller<Lane>(w, z);
+      Words::transpose(z);
+      FD_UNROLL
+      for (int j = 0; j < 4; ++j) Lane::store_f32(out, part * kElements + (4 * p + j) * Lane::kWidth, z[j]);
+    }
+  }
+}
+
+#else
+
+using Lane = ScalarLane;
+
+inline void normals(const Stream& s, uint64_t block, float* out) {
+  for (uint64_t i = 0; i < kBlock / 4; ++i) {
+    uint32_t words[4];
+    float z[4];
+    philox_block({s.seed, s.offset}, block + i, words);
+    box_muller<Lane>(words, z);
+    for (int j = 0; j < 4; ++j) out[4 * i + j] = z[j];
+  }
+}
+
+#endif
+
+}  // namespace FASTDIFF_NAMESPACE

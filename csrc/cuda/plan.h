@@ -1,0 +1,116 @@
+// What a launch will be: grid, elements a thread, which views can be read 16 bytes at a time. Plain C++, so that tests
+// plan here and run on the CPU what a GPU would run.
+#pragma once
+#include "launch.h"
+
+namespace FASTDIFF_NAMESPACE {
+
+constexpr int kThreads = 128;
+constexpr int64_t kMaxGridX = 2147483647, kMaxGridYZ = 65535;
+constexpr int64_t kMaxSamples = kMaxGridYZ * kMaxGridYZ;  // 2^32 less 2^17, so that no index of a thread wraps
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Threads side by side in a sample along x, samples along y and z: no dimension reaches its limit below 2^40 elements a
+// sample and 2^32 samples, so that no thread loops. Small samples share a block.
+inline bool plan_grid(int64_t batch, int64_t numel, int elements, Grid& grid) {
+  const int64_t width = ceil_div(numel, elements);
+  int64_t x = 1;
+  while (x < width && x < kThreads) x *= 2;
+  const int64_t y = kThreads / x;
+  const int64_t columns = ceil_div(width, x), samples = ceil_div(batch, y);
+  const int64_t layers = ceil_div(samples, kMaxGridYZ);
+  if (columns > kMaxGridX || samples * y > kMaxSamples) return false;
+  grid = {static_cast<unsigned>(columns), static_cast<unsigned>(layers ? ceil_div(samples, layers) : 0),
+          static_cast<unsigned>(layers), static_cast<unsigned>(x), static_cast<unsigned>(y)};
+  return true;
+}
+
+inline int element_size(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
+
+// Can a thread's whole span of this view be read or written in vectors? Spans start at multiples of `elements`.
+inline bool vectors(const View& v, int64_t samples, int elements) {
+  const int64_t size = element_size(v.dtype), span = size * elements < 16 ? size * elements : 16;
+  return v.groups == 1 && reinterpret_cast<uintptr_t>(v.data) % span == 0 && (samples <= 1 || v.batch_stride * size % span == 0);
+}
+
+// A view with one group, or with one element a group, is contiguous.
+inline void settle(View& v) {
+  if (v.groups <= 1 || v.inner <= 1) v.groups = 1, v.inner = 0;
+}
+
+template <class Visit>
+void each_view(StepArgs& a, const Visit& visit) {
+  for (int k = 0; k < a.layout.inputs; ++k) visit(a.in[k], a.batch, k);
+  for (int i = 0; i < a.layout.outputs; ++i) visit(a.out[i], a.batch, kAlignedOut + i);
+  if (a.layout.bank) visit(a.bank, a.bank_size, kAlignedBank);
+  if (a.mask.data && a.known.data) visit(a.known, a.batch, kAlignedKnown);
+}
+
+inline StepPlan plan_step(const StepArgs& given) {
+  StepPlan plan{};
+  plan.launch.args = given;
+  StepArgs& a = plan.launch.args;
+  plan.valid = true;
+  if (a.batch == 0 || a.numel == 0 || a.rows == 0) return plan;
+
+  bool wide = true, alike = true, first = true;
+  View some{};
+  each_view(a, [&](View& v, int64_t, int) {
+    settle(v);
+    wide &= v.dtype == Dtype::f32;
+    if (first) some = v;
+    alike &= v.groups == some.groups && v.inner == some.inner;
+    first = false;
+  });
+  if (a.mask.data) {
+    settle(a.mask);
+    wide &= a.mask.dtype == Dtype::f32;
+  }
+  plan.features = a.mask.data || a.tokens > 1 ? kEverything : a.layout.bank > 0 ? kWithBank : kPlain;
+  plan.elements = wide || plan.features == kEverything ? 4 : 8;
+
+  // Nothing follows the logical order where there is neither noise nor a mask nor a token: samples that all lie in
+  // memory in the same order are then walked in that order.
+  if (alike && a.layout.noises == 0 && !a.mask.data && a.tokens <= 1)
+    each_view(a, [](View& v, int64_t, int) { v.groups = 1, v.inner = 0; });
+
+  each_view(a, [&](View& v, int64_t samples, int bit) {
+    if (vectors(v, samples, plan.elements)) plan.launch.aligned |= 1u << bit;
+    if (v.groups == 1) return;
+    plan.valid &= plan.launch.inner == 0 || plan.launch.inner == v.inner;
+    plan.launch.inner = v.inner;
+  });
+  if (a.mask.data && a.mask_period % plan.elements == 0 && vectors(a.mask, a.batch, plan.elements) && a.numel % a.mask_period == 0)
+    plan.launch.aligned |= 1u << kAlignedMask;
+  plan.launch.token_numel = a.tokens > 1 ? a.numel / a.tokens : a.numel;
+  plan.valid &= a.tokens <= 1 || plan.launch.token_numel * a.tokens == a.numel;
+  plan.valid &= plan_grid(a.batch, a.numel, plan.elements, plan.grid);
+  return plan;
+}
+
+// Calls go.run<elements, features, outputs>() for the kernel of a plan: the one list of kernels that there are.
+template <class Go>
+auto choose_kernel(const StepPlan& plan, const Go& go) {
+  const int outputs = plan.launch.args.layout.outputs;
+  if (plan.features == kEverything) return go.template run<4, kEverything, 3>();
+  if (plan.features == kWithBank) return plan.elements == 4 ? go.template run<4, kWithBank, 3>() : go.template run<8, kWithBank, 3>();
+  if (outputs == 1) return plan.elements == 4 ? go.template run<4, kPlain, 1>() : go.template run<8, kPlain, 1>();
+  if (outputs == 2) return plan.elements == 4 ? go.template run<4, kPlain, 2>() : go.template run<8, kPlain, 2>();
+  return plan.elements == 4 ? go.template run<4, kPlain, 3>() : go.template run<8, kPlain, 3>();
+}
+
+inline NormalPlan plan_normal(const NormalArgs& given) {
+  NormalPlan plan{};
+  plan.launch.args = given;
+  View& out = plan.launch.args.out;
+  if (given.batch == 0 || given.numel == 0) return plan;
+  settle(out);
+  plan.launch.inner = out.inner;
+  const int elements = out.dtype == Dtype::f32 ? 4 : 8;
+  plan.launch.aligned = vectors(out, given.batch, elements);
+  if (plan_grid(given.batch, given.numel, elements, plan.grid)) plan.elements = elements;
+  return plan;
+}
+
+}  // namespace FASTDIFF_NAMESPACE

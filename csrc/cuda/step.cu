@@ -1,0 +1,44 @@
+// The kernels of step_ and their launch.
+#include <cuda_runtime_api.h>
+
+#include "plan.h"
+#include "step.h"
+
+namespace FASTDIFF_NAMESPACE {
+
+// Blocks a multiprocessor that the registers must leave room for: the most that takes no spill.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kPlain8 = 4;
+#else
+constexpr int kPlain8 = 5;
+#endif
+constexpr int blocks(int elements, Features features) {
+  return features == kEverything ? 4 : features == kWithBank ? (elements == 4 ? 6 : 4) : elements == 4 ? 7 : kPlain8;
+}
+
+template <int E, Features features, int kOut>
+__global__ void __launch_bounds__(kThreads, blocks(E, features)) step_kernel(const __grid_constant__ StepLaunch launch) {
+  const uint32_t b = (blockIdx.z * gridDim.y + blockIdx.y) * blockDim.y + threadIdx.y;
+  const int64_t e0 = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * E;
+  step_thread<E, features, kOut>(launch, b, e0);
+}
+
+struct KernelOf {
+  template <int E, Features features, int kOut>
+  const void* run() const {
+    return reinterpret_cast<const void*>(step_kernel<E, features, kOut>);
+  }
+};
+
+int launch_step(const StepArgs& args, void* stream) {
+  StepPlan plan = plan_step(args);
+  if (!plan.valid) return cudaErrorInvalidValue;
+  if (plan.elements == 0) return cudaSuccess;
+  void* parameters[] = {&plan.launch};
+  const Grid& g = plan.grid;
+  return cudaLaunchKernel(choose_kernel(plan, KernelOf{}), dim3(g.x, g.y, g.z), dim3(g.block_x, g.block_y), parameters, 0, static_cast<cudaStream_t>(stream));
+}
+
+const char* launch_error(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
+
+}  // namespace FASTDIFF_NAMESPACE

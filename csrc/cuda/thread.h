@@ -1,0 +1,358 @@
+// What one GPU thread computes with: IEEE float32 operations that no compiler option may change, conversions, vector
+// access and the status word. Everything has a second body for the host, so that tests run the kernels on a CPU.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "../normal.h"
+#include "../row.h"
+
+#if !defined(__CUDA_ARCH__)
+#include <cmath>
+#endif
+
+// A loop whose body must not be copied: its length is an argument, and registers are dear.
+#if defined(__CUDACC__)
+#define FD_ROLLED _Pragma("unroll 1")
+#else
+#define FD_ROLLED
+#endif
+
+namespace FASTDIFF_NAMESPACE {
+
+// One lane: what normal.h asks for. The _rn intrinsics are never contracted, whatever -fmad says.
+struct Lane {
+  using f = float;
+  using i = uint32_t;
+
+  FD_HD static i bits(f v) {
+#if defined(__CUDA_ARCH__)
+    return __float_as_uint(v);
+#else
+    i b;
+    std::memcpy(&b, &v, 4);
+    return b;
+#endif
+  }
+  FD_HD static f value(i b) {
+#if defined(__CUDA_ARCH__)
+    return __uint_as_float(b);
+#else
+    f v;
+    std::memcpy(&v, &b, 4);
+    return v;
+#endif
+  }
+#if defined(__CUDA_ARCH__)
+  __device__ static f fma(f a, f b, f c) { return __fmaf_rn(a, b, c); }
+  __device__ static f mul(f a, f b) { return __fmul_rn(a, b); }
+  __device__ static f sub(f a, f b) { return __fsub_rn(a, b); }
+  __device__ static f sqrt(f a) { return __fsqrt_rn(a); }
+  __device__ static f from_unsigned(i a) { return __uint2float_rn(a); }
+  __device__ static f from_signed(i a) { return __int2float_rn(static_cast<int32_t>(a)); }
+#else
+  FD_HD static f fma(f a, f b, f c) { return std::fma(a, b, c); }
+  FD_HD static f mul(f a, f b) { return a * b; }
+  FD_HD static f sub(f a, f b) { return a - b; }
+  FD_HD static f sqrt(f a) { return std::sqrt(a); }
+  FD_HD static f from_unsigned(i a) { return static_cast<f>(a); }
+  FD_HD static f from_signed(i a) { return static_cast<f>(static_cast<int32_t>(a)); }
+#endif
+  FD_HD static f set(f v) { return v; }
+  FD_HD static i set_i(uint32_t v) { return v; }
+  FD_HD static i add_i(i a, i b) { return a + b; }
+  FD_HD static i sub_i(i a, i b) { return a - b; }
+  template <int n>
+  FD_HD static i shift_left(i a) {
+    return a << n;
+  }
+  template <int n>
+  FD_HD static i shift_right_signed(i a) {
+    return static_cast<i>(static_cast<int32_t>(a) >> n);
+  }
+  FD_HD static f select_sign(i s, f a, f b) { return static_cast<int32_t>(s) < 0 ? a : b; }
+  FD_HD static f xor_sign(f a, i s) { return value(bits(a) ^ (s & 0x80000000u)); }
+};
+
+// Philox words. The 64-bit product is asked for by name: written as a multiplication in uint64_t, nvcc keeps an addition
+// of zero to the upper half of each product, two instructions a round.
+#if defined(__CUDA_ARCH__)
+struct ThreadWords : ScalarWords {
+  __device__ static uint64_t mul(uint32_t a, uint32_t m) {
+    uint64_t p;
+    asm("mul.wide.u32 %0, %1, %2;" : "=l"(p) : "r"(a), "r"(m));
+    return p;
+  }
+  __device__ static uint32_t high(uint64_t p) {
+    uint32_t half;
+    asm("{.reg .b32 low;\n mov.b64 {low, %0}, %1;}" : "=r"(half) : "l"(p));
+    return half;
+  }
+};
+#else
+using ThreadWords = ScalarWords;
+#endif
+
+FD_HD inline bool is_nan(float v) { return v != v; }
+// The same for code that seldom runs: nvcc would hoist comparisons that it knows from is_nan into code that often does.
+FD_HD inline bool is_nan_bits(float v) { return (Lane::bits(v) & 0x7FFFFFFFu) > 0x7F800000u; }
+
+// ------------------------------------------------------------------------------------------------------ conversions
+
+// Two stored 16-bit numbers, the first in the lower half, to float32: exact.
+FD_HD inline void widen_half(uint32_t pair, float& first, float& second) {
+#if defined(__CUDA_ARCH__)
+  asm("{.reg .b16 l, h;\n mov.b32 {l, h}, %2;\n cvt.f32.f16 %0, l;\n cvt.f32.f16 %1, h;}" : "=f"(first), "=f"(second) : "r"(pair));
+#else
+  float* out[2] = {&first, &second};
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t h = pair >> 16 * i & 0xFFFFu, exponent = h >> 10 & 31u, fraction = h & 1023u;
+    const float magnitude = exponent == 31 ? Lane::value(0x7F800000u | fraction << 13)
+                            : exponent     ? Lane::value((exponent + 112u) << 23 | fraction << 13)
+                                           : static_cast<float>(fraction) * 0x1p-24f;
+    *out[i] = h & 0x8000u ? -magnitude : magnitude;
+  }
+#endif
+}
+
+FD_HD inline void widen_bfloat(uint32_t pair, float& first, float& second) {
+  first = Lane::value(pair << 16);
+  second = Lane::value(pair & 0xFFFF0000u);
+}
+
+// float32, not NaN, to a stored 16-bit number, to nearest even.
+#if !defined(__CUDA_ARCH__)
+FD_HD inline uint32_t narrow_one(float v, Dtype dtype) {
+  const uint32_t bits = Lane::bits(v), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7FFFFFFFu;
+  if (dtype == Dtype::bf16) return (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
+  if (magnitude >= 0x47800000u) return sign | 0x7C00u;  // 2^16 and above, infinities
+  if (magnitude < 0x38800000u)  // subnormal halves: adding 0.5 rounds at their last place
+    return sign | (Lane::bits(Lane::value(magnitude) + 0.5f) - 0x3F000000u);
+  const uint32_t rebased = magnitude - 0x38000000u;
+  return sign | (rebased + 0xFFFu + (rebased >> 13 & 1u)) >> 13;
+}
+#endif
+
+FD_HD inline uint32_t narrow_pair(float first, float second, Dtype dtype) {
+#if defined(__CUDA_ARCH__)
+  uint32_t pair;
+  if (dtype == Dtype::f16)
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  else
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  return pair;
+#else
+  return narrow_one(first, dtype) | narrow_one(second, dtype) << 16;
+#endif
+}
+
+// ----------------------------------------------------------------------------------------------------------- access
+
+struct alignas(16) Words4 {
+  uint32_t w[4];
+};
+struct alignas(8) Words2 {
+  uint32_t w[2];
+};
+
+FD_HD inline void read16(const void* at, uint32_t* w) {
+  const Words4 v = *static_cast<const Words4*>(at);
+  FD_UNROLL
+  for (int i = 0; i < 4; ++i) w[i] = v.w[i];
+}
+FD_HD inline void read8(const void* at, uint32_t* w) {
+  const Words2 v = *static_cast<const Words2*>(at);
+  w[0] = v.w[0], w[1] = v.w[1];
+}
+FD_HD inline void write16(void* at, const uint32_t* w) {
+  *static_cast<Words4*>(at) = Words4{{w[0], w[1], w[2], w[3]}};
+}
+FD_HD inline void write8(void* at, const uint32_t* w) { *static_cast<Words2*>(at) = Words2{{w[0], w[1]}}; }
+
+// a / b for b > 0, in 32 bits where both fit: a 64-bit division costs about seventy instructions.
+FD_HD inline int64_t quotient(int64_t a, int64_t b) {
+  if (((a | b) >> 32) == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
+  return a / b;
+}
+
+// The elements e0 .. e0 + E - 1 of sample b that one thread owns, of which [lo, hi) are there. pixel and group are
+// e0 % inner and e0 / inner, for the channels-last views, which share one `inner`.
+struct Place {
+  uint32_t b;
+  int64_t e0, pixel, group, inner;
+  int lo, hi;
+};
+
+// b * stride, b < 2^32: two instructions where a product of two 64-bit numbers takes four.
+FD_HD inline int64_t times(uint32_t b, int64_t stride) { return static_cast<int64_t>(static_cast<uint64_t>(b) * static_cast<uint64_t>(stride)); }
+
+// One view's stored elements: E words of float32, or E / 2 words of 16-bit pairs.
+template <int E>
+struct Raw {
+  uint32_t w[E];
+};
+
+// Visits the lanes that are there: visit(lane, offset from the sample's first element).
+template <int E, class Visit>
+FD_HD inline void each_lane(const View& v, const Place& p, const Visit& visit) {
+  if (v.groups == 1) {
+    FD_UNROLL
+    for (int l = 0; l < E; ++l)
+      if (l >= p.lo && l < p.hi) visit(l, p.e0 + l);
+  } else {
+    int64_t pixel = p.pixel, group = p.group;
+    FD_UNROLL
+    for (int l = 0; l < E; ++l) {
+      if (l >= p.lo && l < p.hi) visit(l, pixel * v.groups + group);
+      if (++pixel == p.inner) pixel = 0, ++group;
+    }
+  }
+}
+
+// kWide: every view is float32, known at compile time, and E is 4.
+template <int E, bool kWide>
+FD_HD inline void load(const View& v, const Place& p, bool aligned, Raw<E>& raw) {
+  const bool vector = aligned && p.lo == 0 && p.hi == E;
+  if (kWide || v.dtype == Dtype::f32) {
+    const uint32_t* base = static_cast<const uint32_t*>(v.data) + times(p.b, v.batch_stride);
+    if (vector) {
+      FD_UNROLL
+      for (int q = 0; q < E; q += 4) read16(base + p.e0 + q, raw.w + q);
+    } else {
+      FD_UNROLL
+      for (int l = 0; l < E; ++l) raw.w[l] = 0;
+      each_lane<E>(v, p, [&](int l, int64_t at) { raw.w[l] = base[at]; });
+    }
+  } else {
+    const uint16_t* base = static_cast<const uint16_t*>(v.data) + times(p.b, v.batch_stride);
+    if (vector) {
+      if (E == 8) read16(base + p.e0, raw.w);
+      else read8(base + p.e0, raw.w);
+    } else {
+      FD_UNROLL
+      for (int l = 0; l < E / 2; ++l) raw.w[l] = 0;
+      each_lane<E>(v, p, [&](int l, int64_t at) { raw.w[l / 2] |= static_cast<uint32_t>(base[at]) << 16 * (l % 2); });
+    }
+  }
+}
+
+template <int E, bool kWide>
+FD_HD inline void widen(const Raw<E>& raw, Dtype dtype, float (&v)[E]) {
+  if (kWide || dtype == Dtype::f32) {
+    FD_UNROLL
+    for (int l = 0; l < E; ++l) v[l] = Lane::value(raw.w[l]);
+  } else if (dtype == Dtype::f16) {
+    FD_UNROLL
+    for (int l = 0; l < E; l += 2) widen_half(raw.w[l / 2], v[l], v[l + 1]);
+  } else {
+    FD_UNROLL
+    for (int l = 0; l < E; l += 2) widen_bfloat(raw.w[l / 2], v[l], v[l + 1]);
+  }
+}
+
+// Is one of the elements NaN? Those of lanes that are not there count only in the first answer, which is the cheap one.
+template <int E>
+FD_HD inline bool maybe_nan(const float (&v)[E]) {
+  bool found = false;
+  FD_UNROLL
+  for (int l = 0; l < E; ++l) found = found || is_nan(v[l]);
+  return found;
+}
+template <int E>
+FD_HD inline bool any_nan(const Place& p, const float (&v)[E]) {
+  bool found = false;
+  FD_UNROLL
+  for (int l = 0; l < E; ++l) found = found || (is_nan_bits(v[l]) && l >= p.lo && l < p.hi);
+  return found;
+}
+
+// Rounds once and stores. `nans` says whether some v may be NaN: only then are they looked for, since a NaN must be
+// stored as the canonical one, which the conversion instructions do not give.
+template <int E, bool kWide>
+FD_HD inline void store(const View& v, const Place& p, bool aligned, bool nans, const float (&values)[E]) {
+  const bool vector = aligned && p.lo == 0 && p.hi == E;
+  uint32_t w[E];
+  if (kWide || v.dtype == Dtype::f32) {
+    FD_UNROLL
+    for (int l = 0; l < E; ++l) w[l] = Lane::bits(values[l]);
+    if (nans) {
+      FD_UNROLL
+      for (int l = 0; l < E; ++l) w[l] = is_nan_bits(values[l]) ? 0x7FC00000u : w[l];
+    }
+    uint32_t* base = static_cast<uint32_t*>(v.data) + times(p.b, v.batch_stride);
+    if (vector) {
+      FD_UNROLL
+      for (int q = 0; q < E; q += 4) write16(base + p.e0 + q, w + q);
+    } else {
+      each_lane<E>(v, p, [&](int l, int64_t at) { base[at] = w[l]; });
+    }
+  } else {
+    FD_UNROLL
+    for (int l = 0; l < E; l += 2) w[l / 2] = narrow_pair(values[l], values[l + 1], v.dtype);
+    if (nans) {
+      const uint32_t canonical = v.dtype == Dtype::f16 ? 0x7E00u : 0x7FC0u;
+      FD_UNROLL
+      for (int l = 0; l < E; ++l) {
+        const uint32_t keep = l % 2 ? 0xFFFFu : 0xFFFF0000u;
+        if (is_nan_bits(values[l])) w[l / 2] = (w[l / 2] & keep) | canonical << 16 * (l % 2);
+      }
+    }
+    uint16_t* base = static_cast<uint16_t*>(v.data) + times(p.b, v.batch_stride);
+    if (vector) {
+      if (E == 8) write16(base + p.e0, w);
+      else write8(base + p.e0, w);
+    } else {
+      each_lane<E>(v, p, [&](int l, int64_t at) { base[at] = static_cast<uint16_t>(w[l / 2] >> 16 * (l % 2)); });
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------------------------------ noise
+
+// N(key) at elements e0 .. e0 + E - 1; e0 is a multiple of 4.
+template <int E>
+FD_HD inline void draw(Key key, int64_t e0, float (&z)[E]) {
+  FD_UNROLL
+  for (int q = 0; q < E; q += 4) {
+    const uint64_t counter = key.offset + static_cast<uint64_t>(e0 + q) / 4;
+    uint32_t words[4] = {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0, 0};
+    float four[4];
+    philox<ThreadWords>(words, key.seed);
+    box_muller<Lane>(words, four);
+    FD_UNROLL
+    for (int l = 0; l < 4; ++l) z[q + l] = four[l];
+  }
+}
+
+// ----------------------------------------------------------------------------------------------------------- status
+
+#if defined(__CUDA_ARCH__)
+// One atomic for the threads of a warp that arrive together.
+__device__ inline bool leads(unsigned lanes) {
+  unsigned lane;
+  asm("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane == static_cast<unsigned>(__ffs(static_cast<int>(lanes)) - 1);
+}
+#endif
+
+FD_HD inline void report_row(int32_t* status, int32_t row) {
+  if (!status) return;
+#if defined(__CUDA_ARCH__)
+  const unsigned lanes = __activemask();
+  const int first = __reduce_min_sync(lanes, row);
+  if (leads(lanes)) atomicMin(status, first);
+#else
+  if (row < status[0]) status[0] = row;
+#endif
+}
+
+FD_HD inline void report_flag(int32_t* status, int32_t flag) {
+  if (!status) return;
+#if defined(__CUDA_ARCH__)
+  if (leads(__activemask())) atomicOr(status + 1, flag);
+#else
+  status[1] |= flag;
+#endif
+}
+
+}  // namespace FASTDIFF_NAMESPACE

@@ -1,0 +1,167 @@
+"""The ops of ``torch.ops.fastdiff``, and which backend answers for a device.
+
+``ops.schema`` holds every schema. ``fastdiff._C`` (CPU) and ``fastdiff._C_cuda`` implement them in C++; where one is
+missing, broken or not wanted, the same schemas are implemented from Python with Triton or with the reference. The
+choice is made once, when the package is imported; ``FASTDIFF_BACKEND`` (cpp, cuda, triton, reference) overrides it for
+the devices that the named backend serves. All backends return the same bits.
+"""
+
+import importlib
+import logging
+import os
+from dataclasses import dataclass
+from importlib import metadata, resources
+
+import torch
+
+from .noise import unknown
+
+__all__ = ["BACKENDS", "Choice", "backends", "chosen", "instruction_set"]
+
+BACKENDS = {"cpu": ("cpp", "triton", "reference"), "cuda": ("cuda", "triton", "reference")}
+_LIBRARIES = {"cpp": "fastdiff._C", "cuda": "fastdiff._C_cuda"}
+_PYTHON_OPS = ("step_", "normal_", "fold_in", "run_keys", "raw_words")  # the rest of the schemas is about the C++ code
+_log = logging.getLogger("fastdiff")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One backend on one kind of device: is it usable, is it in use, and why (not)."""
+
+    device: str
+    backend: str
+    usable: bool
+    used: bool
+    reason: str
+
+
+def _schemas() -> list[str]:
+    text = resources.files("fastdiff").joinpath("ops.schema").read_text()
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _try_library(backend: str) -> tuple[bool, str]:
+    name = _LIBRARIES[backend]
+    if backend == "cuda" and torch.version.cuda is None:
+        return False, "this torch has no CUDA"
+    if importlib.util.find_spec(name) is None:
+        return False, f"{name} was not built"
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # a corrupt file, a missing symbol, another torch: never more than a log line
+        first = (str(error).splitlines() or [""])[0]
+        _log.warning("%s does not load (%s); another backend is used", name, first)
+        return False, f"{name} does not load: {first}"
+    return True, "loaded"
+
+
+def _try_triton(device: str) -> tuple[bool, str]:
+    if importlib.util.find_spec("triton") is None:
+        return False, "triton is not installed"
+    if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return False, "Triton runs CPU tensors only interpreted (TRITON_INTERPRET=1, for tests)"
+    if device == "cuda" and torch.version.cuda is None:
+        return False, "this torch has no CUDA"
+    try:
+        return True, "interpreted" if device == "cpu" else f"triton {metadata.version('triton')}"
+    except metadata.PackageNotFoundError:
+        return True, "triton of unknown version"
+
+
+def _try(backend: str, device: str) -> tuple[bool, str]:
+    if backend == "reference":
+        if device == "cuda" and torch.version.cuda is None:
+            return False, "this torch has no CUDA"
+        return True, "NumPy, slow" if device == "cpu" else "NumPy on the host, with copies: slow"
+    if backend == "triton":
+        return _try_triton(device)
+    return _try_library(backend)
+
+
+def _implementation(backend: str, name: str):
+    """A Python implementation of a schema, imported when it is first called: Triton takes a second."""
+
+    def call(*args):
+        module = importlib.import_module("fastdiff.kernels" if backend == "triton" else "fastdiff._reference_ops")
+        return getattr(module, name)(*args)
+
+    return call
+
+
+def _register() -> list[Choice]:
+    override = os.environ.get("FASTDIFF_BACKEND")
+    names = sorted({b for served in BACKENDS.values() for b in served})
+    if override is not None and override not in names:
+        raise ValueError(f"FASTDIFF_BACKEND: {unknown('backend', override, names)}")
+
+    choices, used = [], {}
+    for device, order in BACKENDS.items():
+        if override in order:
+            order = (override, *(b for b in order if b != override))
+        for backend in order:
+            if override not in (None, backend) and override in BACKENDS[device] and device in used:
+                usable, reason = False, f"not tried: FASTDIFF_BACKEND={override}"
+            else:
+                usable, reason = _try(backend, device)
+            if usable and device not in used:
+                used[device] = backend
+            elif backend == override and device not in used:
+                _log.warning("FASTDIFF_BACKEND=%s cannot serve %s tensors: %s", backend, device, reason)
+            choices.append(Choice(device, backend, usable, used.get(device) == backend, reason))
+
+    defined = used["cpu"] == "cpp"  # _C defines the schemas; without it they are defined here
+    if not defined and any(c.backend == "cpp" and c.usable for c in choices):
+        defined = True
+    for schema in () if defined else _schemas():
+        _library.define(schema)
+    for device, backend in used.items():
+        if backend in _LIBRARIES:
+            continue
+        for name in _PYTHON_OPS:
+            _library.impl(name, _implementation(backend, name), device.upper(), allow_override=True)
+    return choices
+
+
+def _fake_step_(inputs, outputs, ring, *rest) -> None:
+    """Nothing to compute; a call that mixes meta tensors with others comes here too, and is refused."""
+    names = [f"inputs[{i}]" for i in range(len(inputs))] + [f"outputs[{i}]" for i in range(len(outputs))]
+    named = [(n, t) for n, t in zip(names, [*inputs, *outputs])]
+    for name, tensor in named:
+        if tensor.device != named[-1][1].device:
+            raise ValueError(f"step_: {name} is on {tensor.device}, {named[-1][0]} on {named[-1][1].device}: one device is taken")
+
+
+def _register_fakes() -> None:
+    fake = torch.library.register_fake
+    fake("fastdiff::step_", _fake_step_, lib=_library)
+    fake("fastdiff::normal_", lambda *args: None, lib=_library)
+    fake("fastdiff::fold_in", lambda keys, data: keys.new_empty(
+        (*torch.broadcast_shapes(keys.shape[:-1], data.shape), 2)), lib=_library)
+    fake("fastdiff::run_keys", lambda seeds, streams, draws: seeds.new_empty(
+        (*streams.shape, seeds.shape[0], 2)), lib=_library)
+    fake("fastdiff::raw_words", lambda keys, count: keys.new_empty(
+        (keys.shape[0], count), dtype=torch.int32), lib=_library)
+
+
+_library = torch.library.Library("fastdiff", "FRAGMENT")
+_choices = _register()
+_register_fakes()
+
+
+def backends() -> list[Choice]:
+    """Every backend for every kind of device, with the reason why it is or is not used."""
+    return list(_choices)
+
+
+def chosen(device: str | torch.device) -> str:
+    """The backend that answers for tensors of a device."""
+    kind = torch.device(device).type
+    for choice in _choices:
+        if choice.device == kind and choice.used:
+            return choice.backend
+    raise RuntimeError(f"device is {kind}: {', '.join(BACKENDS)} is taken")
+
+
+def instruction_set() -> str:
+    """What the C++ code on the CPU uses: "avx512", "avx2" or "baseline"; "none" where it is not in use."""
+    return torch.ops.fastdiff.isa() if chosen("cpu") == "cpp" else "none: the C++ backend is not in use"

@@ -1,0 +1,124 @@
+"""DPM-Solver++: exponential integrators for the denoised estimate (Lu et al. 2022b, arXiv:2211.01095).
+
+In VE coordinates, with lambda = -ln sigma, the probability-flow ODE is dx/dlambda = d - x, and its SDE with noise eta
+
+    dx = (1 + eta) (d - x) dlambda + sqrt(2 eta) sigma dw          (eta = 1: the reverse SDE of eq. 6)
+
+Both are solved exactly for a d that is a polynomial in lambda; the solvers differ in how they find its coefficients.
+h is the step in lambda; h_eta = (1 + eta) h.
+"""
+
+import math
+from itertools import pairwise
+
+from ..noise import unknown
+from .euler import ancestral_step
+from .stage import Stage, d, noise, past, x
+
+__all__ = ["dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s_ancestral", "dpmpp_3m", "dpmpp_3m_sde", "dpmpp_sde"]
+
+
+def dpmpp_2m(sigmas, *, solver_type="midpoint"):
+    """DPM-Solver++(2M), algorithm 2: `dpmpp_2m_sde` without noise."""
+    return dpmpp_2m_sde(sigmas, eta=0.0, solver_type=solver_type)
+
+
+def dpmpp_2m_sde(sigmas, *, eta=1.0, s_noise=1.0, solver_type="midpoint"):
+    """SDE-DPM-Solver++(2M), appendix D: d is linear in lambda, through this estimate and the last.
+
+    "midpoint" integrates its slope with weight (1 - e^-h_eta)/2, "heun" exactly.
+    """
+    if solver_type not in ("midpoint", "heun"):
+        raise ValueError(unknown("solver_type", solver_type, ("midpoint", "heun")))
+    h_last = None
+    for i, (s, s_next) in enumerate(pairwise(sigmas)):
+        if s_next == 0:
+            yield Stage(s, d, 0.0, step=i)
+            continue
+        h = math.log(s / s_next)
+        h_eta = (1 + eta) * h
+        x_next = math.exp(-h_eta) * x - math.expm1(-h_eta) * d
+        if h_last is not None:
+            slope = (d - past(1)) * (h / h_last)
+            x_next += slope * (-math.expm1(-h_eta) / 2 if solver_type == "midpoint" else _phi_2(h_eta))
+        yield Stage(s, x_next + _sde_noise(i, s_next, h, eta, s_noise), s_next, step=i)
+        h_last = h
+
+
+def dpmpp_3m(sigmas, *, curvature=1.0):
+    """DPM-Solver++(3M): `dpmpp_3m_sde` without noise."""
+    return dpmpp_3m_sde(sigmas, eta=0.0, curvature=curvature)
+
+
+def dpmpp_3m_sde(sigmas, *, eta=1.0, s_noise=1.0, curvature=1.0):
+    """SDE-DPM-Solver++(3M) as k-diffusion has it: d is quadratic in lambda, through three estimates.
+
+    curvature: weight of the quadratic term. d2 below is h^2 d''/2, and its exact weight is -2 phi_3. DPM-Solver's code,
+    k-diffusion and diffusers have -phi_3 (curvature=1), with which the order is 2; curvature=2 gives order 3.
+    """
+    h_1 = h_2 = None
+    for i, (s, s_next) in enumerate(pairwise(sigmas)):
+        if s_next == 0:
+            yield Stage(s, d, 0.0, step=i)
+            continue
+        h = math.log(s / s_next)
+        h_eta = (1 + eta) * h
+        x_next = math.exp(-h_eta) * x - math.expm1(-h_eta) * d
+        if h_2 is not None:
+            r0, r1 = h_1 / h, h_2 / h
+            d1_0, d1_1 = (d - past(1)) / r0, (past(1) - past(2)) / r1
+            d1 = d1_0 + (d1_0 - d1_1) * (r0 / (r0 + r1))
+            d2 = (d1_0 - d1_1) / (r0 + r1)
+            x_next += _phi_2(h_eta) * d1 - curvature * (_phi_2(h_eta) / h_eta - 0.5) * d2
+        elif h_1 is not None:
+            x_next += _phi_2(h_eta) * (d - past(1)) * (h / h_1)
+        yield Stage(s, x_next + _sde_noise(i, s_next, h, eta, s_noise), s_next, step=i)
+        h_1, h_2 = h, h_1
+
+
+def dpmpp_2s_ancestral(sigmas, *, eta=1.0, s_noise=1.0):
+    """DPM-Solver++(2S), algorithm 1 with r = 1/2, to sigma_down; then noise of sigma_up."""
+    for i, (s, s_next) in enumerate(pairwise(sigmas)):
+        down, up = ancestral_step(s, s_next, eta)
+        if down == 0:
+            yield Stage(s, d + noise("step", i, s_noise * up), s_next, step=i)
+            continue
+        middle = math.sqrt(s * down)
+        yield Stage(s, x, s, _exponential(s, middle, d), middle, step=i)
+        yield Stage(middle, _exponential(s, down, d) + noise("step", i, s_noise * up), s_next, step=i)
+
+
+def dpmpp_sde(sigmas, *, eta=1.0, s_noise=1.0, r=0.5):
+    """DPM-Solver++ with ancestral noise in both of its stages, as k-diffusion has it; r places the inner one.
+
+    The noises are increments of one Brownian motion in sigma, over the inner and over the whole step. These overlap:
+    with independent noises the law of the samples would be off by order h.
+    """
+    if not 0 < r <= 1:
+        raise ValueError(f"r is {r}; it takes 0 < r <= 1")
+    for i, (s, s_next) in enumerate(pairwise(sigmas)):
+        if s_next == 0:
+            yield Stage(s, d, 0.0, step=i)
+            continue
+        inner = s ** (1 - r) * s_next**r
+        down, up = ancestral_step(s, inner, eta)
+        yield Stage(s, x, s, _exponential(s, down, d) + noise("step", 2 * i, s_noise * up), inner, step=i)
+        down, up = ancestral_step(s, s_next, eta)
+        estimate = (1 - 1 / (2 * r)) * past(1) + 1 / (2 * r) * d
+        shared = (s - inner) / (s - s_next)  # of the whole increment's variance
+        whole = noise("step", 2 * i, math.sqrt(shared)) + noise("step", 2 * i + 1, math.sqrt(1 - shared))
+        yield Stage(inner, _exponential(s, down, estimate) + s_noise * up * whole, s_next, step=i)
+
+
+def _exponential(s, s_next, estimate):
+    """The exact solution from s to s_next for a constant estimate: e^-h x + (1 - e^-h) d with e^-h = s_next / s."""
+    return s_next / s * x + (1 - s_next / s) * estimate
+
+
+def _phi_2(h):
+    """(e^-h - 1)/h + 1 = h phi_2(-h): the integral of e^(tau - h) tau / h over [0, h]."""
+    return math.expm1(-h) / h + 1
+
+
+def _sde_noise(i, s_next, h, eta, s_noise):
+    return noise("step", i, s_noise * s_next * math.sqrt(-math.expm1(-2 * eta * h)))

@@ -1,0 +1,88 @@
+"""Triton's interpreter made exact for the length of a launch.
+
+Depending on its version, the interpreter rounds an fma twice, truncates float32 to bfloat16, and misreads subnormal bfloat16
+and float16: here the three come from ``fastdiff.reference``. A scalar condition becomes a number where it is broadcast: here
+it stays a condition. Only launches of this package are affected: the interpreter is
+put back after each.
+"""
+
+import dataclasses
+from contextlib import contextmanager
+
+import numpy as np
+import triton.language as tl
+from triton.runtime import interpreter
+from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
+
+from .. import reference
+
+__all__ = ["exact"]
+
+_NAMES = {tl.float32: "float32", tl.float16: "float16", tl.bfloat16: "bfloat16"}
+
+
+def _fma(self, x, y, z):
+    assert z.dtype.scalar == tl.float32, z.dtype
+    return TensorHandle(np.asarray(reference.fma(x.data, y.data, z.data)), z.dtype.scalar)
+
+
+def _convert(src, dst_type):
+    """Between float32 and the 16-bit types, or None where that is not asked for."""
+    source, target = _NAMES.get(src.dtype.scalar), _NAMES.get(dst_type.scalar)
+    if source is None or target is None or "float32" not in (source, target):
+        return None
+    shape = src.data.shape
+    data = reference.widen(src.data, source) if target == "float32" else reference.narrow(src.data, target)
+    return TensorHandle(np.asarray(data).reshape(shape), dst_type.scalar)
+
+
+def _patched_cast(original):
+    def cast_impl(self, src, dst_type):
+        converted = _convert(src, dst_type)
+        return original(self, src, dst_type) if converted is None else converted
+
+    return cast_impl
+
+
+def _patched_fp_to_fp(original):
+    def create_fp_to_fp(self, src, dst_type, rounding_mode):
+        converted = _convert(src, dst_type)
+        return original(self, src, dst_type, rounding_mode) if converted is None else converted
+
+    return create_fp_to_fp
+
+
+def _patched_splat(original):
+    def create_splat(self, ret_ty, arg):
+        # The result of a comparison still carries the type of what was compared.
+        if arg.data.dtype == np.bool_:
+            return TensorHandle(np.full(ret_ty.shape, arg.data), tl.int1)
+        return original(self, ret_ty, arg)
+
+    return create_splat
+
+
+def _call(self, *args, **kwargs):
+    """A device function called from a kernel. The language is patched already: doing it again takes milliseconds."""
+    return self.rewrite()(*args, **kwargs)
+
+
+@contextmanager
+def exact():
+    """While this is open, the interpreter computes what the hardware computes."""
+    saved = {name: getattr(InterpreterBuilder, name) for name in ("create_fma", "cast_impl", "create_fp_to_fp", "create_splat")}
+    call, builder = InterpretedFunction.__call__, interpreter.interpreter_builder
+    options = builder.options
+    builder.options = dataclasses.replace(options, sanitize_overflow=False)  # checks that take half the time
+    InterpreterBuilder.create_fma = _fma
+    InterpreterBuilder.cast_impl = _patched_cast(saved["cast_impl"])
+    InterpreterBuilder.create_fp_to_fp = _patched_fp_to_fp(saved["create_fp_to_fp"])
+    InterpreterBuilder.create_splat = _patched_splat(saved["create_splat"])
+    InterpretedFunction.__call__ = _call
+    try:
+        with np.errstate(all="ignore"):
+            yield
+    finally:
+        InterpretedFunction.__call__, builder.options = call, options
+        for name, member in saved.items():
+            setattr(InterpreterBuilder, name, member)

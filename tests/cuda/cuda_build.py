@@ -1,0 +1,125 @@
+"""Compiles what the tests of this folder look at: the emulator (any C++ compiler) and the GPU code (nvcc).
+
+Results are kept in the system's folder for temporary files under a hash of the sources, so that only a change of
+csrc/ or of the tests' C++ compiles anything.
+"""
+
+import ctypes
+import fcntl
+import functools
+import getpass
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+CUDA = ROOT / "csrc" / "cuda"
+ARCH = "sm_90"
+NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false"]  # as in setup.py, which test_device_code.py checks
+HOST_FLAGS = ["-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
+
+
+def _sources():
+    return sorted([*(ROOT / "csrc").glob("*.h"), *CUDA.iterdir(), *HERE.glob("*.cpp"), *HERE.glob("*.cu")])
+
+
+def kept(name, build, *extra):
+    """The folder of a build, made by ``build(folder)`` unless it is there. Several processes may ask at once."""
+    digest = hashlib.sha256(repr((name, *extra)).encode())
+    for path in _sources():
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    top = Path(tempfile.gettempdir()) / f"fastdiff-tests-{getpass.getuser()}"
+    top.mkdir(exist_ok=True, mode=0o700)
+    folder = top / f"{name}-{digest.hexdigest()[:20]}"
+    with open(top / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            for old in top.glob(f"{name}-*"):
+                shutil.rmtree(old, ignore_errors=True)
+            with tempfile.TemporaryDirectory(dir=top) as scratch:
+                partial = Path(scratch) / name
+                partial.mkdir()
+                build(partial)
+                partial.rename(folder)
+    return folder
+
+
+def _run(command, **options):
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, **options)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+@functools.cache
+def emulator():
+    """emulate.cpp as a ctypes library."""
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    folder = kept("emulator", lambda to: _run([compiler, *HOST_FLAGS, HERE / "emulate.cpp", "-o", to / "emulator.so"]), compiler)
+    return ctypes.CDLL(str(folder / "emulator.so"))
+
+
+def _headers(home):
+    folders = (home / "include", *home.glob("targets/*/include"))
+    return next((f for f in folders if (f / "cuda_runtime_api.h").exists()), None)
+
+
+def _home():
+    """The folder of the CUDA toolkit, or None."""
+    found = shutil.which("nvcc")
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), found and Path(found).resolve().parents[1], "/usr/local/cuda"]
+    return next((Path(h) for h in homes if h and (Path(h) / "bin" / "nvcc").exists() and _headers(Path(h))), None)
+
+
+def nvcc():
+    home = _home()
+    if home is None:
+        pytest.skip("no nvcc: GPU code is not compiled here")
+    return home / "bin" / "nvcc"
+
+
+@functools.cache
+def compiled():
+    """The folder with step and noise as PTX, cubin, object and ptxas report (.txt) for one architecture."""
+    compiler = nvcc()
+
+    def build(to):
+        for unit in ("step", "noise"):
+            with tempfile.TemporaryDirectory() as scratch:
+                options = [*NVCC_FLAGS, f"-arch={ARCH}", "-Xptxas", "-v", "-Xcompiler", "-fPIC", "--keep", "--keep-dir", scratch]
+                log = _run([compiler, *options, "-c", CUDA / f"{unit}.cu", "-o", to / f"{unit}.o"], cwd=scratch)
+                (to / f"{unit}.txt").write_text(log)
+                shutil.copy(Path(scratch) / f"{unit}.ptx", to)
+                shutil.copy(next(Path(scratch).glob(f"{unit}*.cubin")), to / f"{unit}.cubin")
+
+    return kept("compiled", build, str(compiler), NVCC_FLAGS, ARCH)
+
+
+def resources(report):
+    """{kernel: (registers, stack, spill stores, spill loads)} of a ptxas report; kernels by their mangled names."""
+    pattern = re.compile(r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+                         r".*?Used (\d+) registers", re.S)
+    return {m[1]: (int(m[5]), int(m[2]), int(m[3]), int(m[4])) for m in pattern.finditer(report)}
+
+
+@functools.cache
+def launcher():
+    """The real launches linked with a runtime that records instead of launching (stub_runtime.cpp)."""
+    objects = compiled()
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+
+    def build(to):
+        _run([compiler, "-std=c++17", "-O1", "-fPIC", "-shared", "-Wl,-z,defs", f"-I{_headers(_home())}", HERE / "stub_runtime.cpp", objects / "step.o",
+              objects / "noise.o", "-o", to / "launcher.so"])
+
+    return ctypes.CDLL(str(kept("launcher", build, str(compiler)) / "launcher.so"))

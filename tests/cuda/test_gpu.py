@@ -1,0 +1,62 @@
+"""On a GPU: the ops against the exact reference, bit by bit, and what a captured step needs. Skipped without one."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import fastdiff  # noqa: F401  registers the ops
+from cases import assert_same, expected_case, random_case
+from fastdiff import reference
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+OPS = torch.ops.fastdiff
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_drawn_cases(block):
+    for seed in range(20):
+        case = random_case(random.Random(5000 * block + seed), max_numel=5000, dtypes=("float32",) if block % 3 == 2 else ("float32", "float16", "bfloat16"))
+        expected = expected_case(case)
+        there = case.to("cuda")
+        OPS.step_(*there.args())
+        assert_same(there.to("cpu"), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 5), (2, 4, 64, 64), (70000, 3)])
+def test_normal(dtype, shape):
+    keys = torch.from_numpy(np.random.default_rng(0).integers(-(2**63), 2**63 - 1, (shape[0], 2)))
+    out = torch.empty(shape, dtype=dtype, device="cuda")
+    OPS.normal_(out, keys.cuda())
+    expected = reference.narrow(reference.normal(keys.numpy(), out[0].numel()), str(dtype).split(".")[1])
+    kind = torch.int32 if dtype == torch.float32 else torch.int16
+    assert np.array_equal(out.cpu().view(kind).numpy().reshape(shape[0], -1), expected.view(np.int32 if dtype == torch.float32 else np.int16))
+
+
+def test_keys():
+    rng = np.random.default_rng(1)
+    keys, data = rng.integers(-(2**63), 2**63 - 1, (5, 3, 2)), rng.integers(-(2**63), 2**63 - 1, (3,))
+    cuda = [torch.from_numpy(v).cuda() for v in (keys, data)]
+    assert np.array_equal(OPS.fold_in(*cuda).cpu().numpy(), reference.fold_in(keys, data))
+    assert np.array_equal(OPS.raw_words(cuda[0][0], 9).cpu().numpy().view(np.uint32), reference.raw_words(keys[0], 0, 9))
+    streams, draws = rng.integers(0, 99, (4, 2)), rng.integers(0, 99, (4, 2))
+    got = OPS.run_keys(cuda[1], torch.from_numpy(streams).cuda(), torch.from_numpy(draws).cuda())
+    assert np.array_equal(got.cpu().numpy(), reference.run_keys(data, streams, draws))
+
+
+def test_a_captured_step_replays():
+    """Two replays of one captured step are two steps: nothing was baked in, copied or waited for."""
+    case = random_case(random.Random(11), dtypes=("float32",), layouts=("contiguous",), row_kinds=("scalar",), empty=False, aliases=True)
+    case = case.to("cuda")
+    OPS.step_(*case.clone().args())  # loads the kernel
+    first = expected_case(case.to("cpu"))
+    second = expected_case(first)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        OPS.step_(*case.args())
+    graph.replay()
+    assert_same(case.to("cpu"), first)
+    graph.replay()
+    assert_same(case.to("cpu"), second)

@@ -1,0 +1,71 @@
+"""The real launches (nvcc's object files) linked with a runtime that records instead of launching: one launch for each
+op, of the planned grid, with parameter bytes that do on the CPU what the reference says."""
+
+import ctypes as c
+import random
+
+import pytest
+import torch
+
+import cuda_args as A
+from cases import assert_same, expected_case, random_case
+from cuda_build import emulator, launcher
+
+
+def recorded(call, *args):
+    """Runs one launch; (kernel, grid and block and shared and stream)."""
+    lib = launcher()
+    lib.last_kernel.restype = c.c_char_p
+    before = lib.launch_count()
+    assert getattr(lib, call)(*args, c.c_void_p(0x5000)) == 0
+    shape = (c.c_uint64 * 8)()
+    lib.last_shape(shape)
+    return lib.launch_count() - before, lib.last_kernel().decode(), list(shape)
+
+
+def test_steps():
+    kernels = set()
+    for seed in range(60):
+        case = random_case(random.Random(seed), dtypes=("float32",) if seed % 2 else ("float32", "float16", "bfloat16"),
+                           bank=seed % 6 > 1, masks=seed % 6 > 3, row_kinds=("int", "tokens") if seed % 6 > 3 else ("int", "scalar", "batch"))
+        args = A.step_args(case)
+        out = (c.c_int64 * 9)()
+        assert emulator().emulate_plan(c.byref(args), out)
+        elements, features, *_, x, y, z, block_x, block_y = out
+        count, kernel, shape = recorded("real_step", c.byref(args))
+        if elements == 0:
+            assert count == 0
+            continue
+        assert count == 1 and shape == [x, y, z, block_x, block_y, 1, 0, 0x5000]
+        assert f"step_kernelILi{elements}E" in kernel and f"FeaturesE{features}E" in kernel
+        kernels.add(kernel)
+        # The recorded parameter starts with the arguments: run them.
+        expected = expected_case(case)
+        parameter = launcher().last_parameters
+        parameter.restype = c.c_void_p
+        assert emulator().emulate_step(c.c_void_p(parameter())) == 0
+        assert_same(case, expected)
+    assert len(kernels) == 5 and launcher().other_count() == 0
+
+
+def test_noise_and_keys():
+    keys, out, words = torch.zeros(3, 2, dtype=torch.int64), torch.zeros(3, 40), torch.zeros(3, 5, dtype=torch.int32)
+    many, data = torch.zeros(3, 2, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
+    for dtype, elements in ((torch.float32, 4), (torch.float16, 8)):
+        a = A.NormalArgs(3, 40, keys.data_ptr(), 2, 1, A.view(out.to(dtype)))
+        count, kernel, shape = recorded("real_normal", c.byref(a))
+        assert count == 1 and f"normal_kernelILi{elements}E" in kernel and shape[0] * shape[3] * elements >= 40
+    a = A.FoldInArgs(count=3, dims=1, key_stride_pair=1, keys=keys.data_ptr(), data=data.data_ptr(), out=many.data_ptr())
+    assert recorded("real_fold_in", c.byref(a))[:1] == (1,)
+    a = A.RunKeysArgs(rows=1, noises=1, batch=3)
+    assert recorded("real_run_keys", c.byref(a))[:1] == (1,)
+    a = A.RawWordsArgs(3, 5, keys.data_ptr(), 2, 1, words.data_ptr())
+    count, kernel, shape = recorded("real_raw_words", c.byref(a))
+    assert count == 1 and "raw_words" in kernel and shape[0] * shape[3] * 4 >= 5 and shape[1] * shape[4] >= 3
+
+
+@pytest.mark.parametrize("call, args", [
+    ("real_step", A.StepArgs()), ("real_normal", A.NormalArgs()), ("real_fold_in", A.FoldInArgs()),
+    ("real_run_keys", A.RunKeysArgs()), ("real_raw_words", A.RawWordsArgs())])
+def test_nothing_to_do_launches_nothing(call, args):
+    assert recorded(call, c.byref(args))[0] == 0

@@ -1,0 +1,202 @@
+"""The loop and the stepper: what a sample depends on, and what an interruption leaves."""
+
+import math
+
+import pytest
+import torch
+
+import fastdiff as fd
+
+SHAPE = (6, 3, 5, 5)
+NAMES = sorted(fd.SAMPLERS)
+
+
+def gaussian(x, sigma):
+    """The exact denoiser of N(0.5, 0.3^2) in x = x0 + sigma n."""
+    s2 = sigma.view(-1, *(1,) * (x.ndim - 1)) ** 2
+    return (0.09 * x.float() + s2 * 0.5) / (0.09 + s2)
+
+
+def make(name, steps=6, **options):
+    if name.startswith("flow"):
+        return fd.plan(name, schedule="flow", prediction="flow", steps=steps, **options)
+    return fd.plan(name, schedule="edm", prediction="denoised", steps=steps, **options)
+
+
+def model_for(name):
+    if not name.startswith("flow"):
+        return gaussian
+
+    def velocity(x, t):
+        t = t.view(-1, *(1,) * (x.ndim - 1))
+        sigma = t / (1 - t).clamp_min(1e-6)
+        denoised = gaussian(x / (1 - t).clamp_min(1e-6), sigma.flatten())
+        return torch.where(t > 1 - 1e-6, x - 0.5, (x - denoised) / t)
+
+    return velocity
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sample_depends_on_its_own_seed_only(name):
+    plan, model = make(name), model_for(name)
+    whole = fd.sample(model, plan, SHAPE, seeds=[5, 6, 7, 8, 9, 10])
+    assert torch.isfinite(whole).all()
+    alone = fd.sample(model, plan, (1, *SHAPE[1:]), seeds=[8])
+    assert torch.equal(alone[0], whole[3])
+    turned = fd.sample(model, plan, SHAPE, seeds=[10, 9, 8, 7, 6, 5])
+    assert torch.equal(turned.flip(0), whole)
+    assert torch.equal(fd.sample(model, plan, SHAPE, seeds=5), whole)
+
+
+@pytest.mark.parametrize("size", [1, 4, 6, 7])
+def test_batch_size_is_what_the_model_sees(size):
+    seen = []
+
+    def model(x, sigma):
+        seen.append((x.shape[0], sigma.shape[0]))
+        return gaussian(x, sigma)
+
+    plan = make("dpmpp_2m_sde")
+    out = fd.sample(model, plan, SHAPE, seeds=0, batch_size=size)
+    assert set(seen) == {(size, size)}
+    assert torch.equal(out, fd.sample(gaussian, plan, SHAPE, seeds=0))
+
+
+def test_no_samples():
+    assert fd.sample(gaussian, make("euler"), (0, 3, 4, 4), seeds=[]).shape == (0, 3, 4, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_in_16_bits(name, dtype):
+    """The latent is kept in float32: only the model's input and output are rounded."""
+    model = model_for(name)
+    seen = set()
+
+    def half(x, t):
+        seen.add(x.dtype)
+        return model(x.float(), t).to(dtype)
+
+    exact = fd.sample(model, make(name, 12), SHAPE, seeds=0)
+    rounded = fd.sample(half, make(name, 12), SHAPE, seeds=0, dtype=dtype)
+    assert seen == {dtype}
+    assert (exact - rounded).abs().mean() < (0.02 if dtype == torch.bfloat16 else 0.003)
+
+
+def test_callback_sees_every_step():
+    events = []
+    plan = make("heun", 5)
+    out = fd.sample(gaussian, plan, SHAPE, seeds=0, batch_size=6,
+                    callback=lambda p: events.append((p.step, p.sigma, p.x.clone(), p.denoised.clone())))
+    assert [e[0] for e in events] == sorted(e[0] for e in events)
+    assert len(events) == plan.evaluations
+    assert torch.equal(events[-1][2], out)
+    assert torch.allclose(events[-1][3], out, atol=1e-5)  # the last step of heun ends at d
+    assert torch.equal(out, fd.sample(gaussian, plan, SHAPE, seeds=0))  # keeping d changes no bit
+    first = events[0]
+    start = fd.randn(SHAPE, seeds=0, stream="init") * first[1]
+    assert torch.allclose(first[3], gaussian(start, torch.full((6,), first[1])), atol=1e-4)
+
+
+def test_ctrl_c_leaves_nothing_broken():
+    plan = make("dpmpp_3m_sde", 8)
+    expected = fd.sample(gaussian, plan, SHAPE, seeds=3)
+
+    def interrupt(progress):
+        if progress.step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fd.sample(gaussian, plan, SHAPE, seeds=3, callback=interrupt, progress=True)
+    assert torch.equal(fd.sample(gaussian, plan, SHAPE, seeds=3), expected)
+
+
+def run_to_the_end(run, model=gaussian):
+    while not run.done:
+        run.step(model(run.model_input, run.time))
+    return run.result()
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m_sde", "heun", "dpmpp_sde"])
+def test_a_saved_run_resumes(tmp_path, name):
+    plan = make(name, 7)
+    expected = fd.sample(gaussian, plan, SHAPE, seeds=1)
+    run = fd.Stepper(plan, SHAPE, seeds=1)
+    for _ in range(5):
+        run.step(gaussian(run.model_input, run.time))
+    run.save(tmp_path / "run.safetensors")
+    copy = run.clone()
+    assert torch.equal(run_to_the_end(run), expected)
+    assert torch.equal(run_to_the_end(copy), expected)
+    again = fd.Stepper(plan, SHAPE, seeds=1)
+    again.load(tmp_path / "run.safetensors")
+    assert torch.equal(run_to_the_end(again), expected)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_saved_run_of_something_else_is_refused(tmp_path):
+    path = tmp_path / "run.safetensors"
+    fd.Stepper(make("euler"), SHAPE, seeds=1).save(path)
+    for other, said in ((fd.Stepper(make("heun"), SHAPE, seeds=1), "another plan"),
+                        (fd.Stepper(make("euler"), SHAPE, seeds=2), "seeds"),
+                        (fd.Stepper(make("euler"), (6, 3, 5, 6), seeds=1), "(6, 3, 5, 6)")):
+        before = other.x.clone()
+        with pytest.raises(ValueError) as refused:
+            other.load(path)
+        assert said in str(refused.value)
+        assert torch.equal(other.x, before)
+
+
+def test_gather_takes_history_along_and_draws_anew():
+    plan = make("dpmpp_2m_sde", 6)
+    run = fd.Stepper(plan, (3, 4), seeds=[0, 1, 2])
+    for _ in range(3):
+        run.step(gaussian(run.model_input, run.time))
+    run.gather(torch.tensor([1, 1, 2]))
+    assert torch.equal(run.x[0], run.x[1])
+    run.step(gaussian(run.model_input, run.time))
+    assert not torch.equal(run.x[0], run.x[1])  # noise to come stays with the slot
+
+
+def test_each_sample_at_its_own_row():
+    """A staggered batch: rows as a tensor give what each sample alone gives."""
+    plan = make("euler_ancestral", 6)
+    seeds = [3, 4]
+    alone = [fd.Stepper(plan, (1, 8), seeds=[s]) for s in seeds]
+    both = fd.Stepper(plan, (2, 8), seeds=seeds)
+    first = both.row
+    for ahead in range(2):  # sample 1 starts two rows earlier
+        alone[1].step(gaussian(alone[1].model_input, alone[1].time))
+    both.x[1] = alone[1].x[0]
+    for r in range(first, first + 4):
+        rows = torch.tensor([r, r + 2])
+        times = torch.stack([both._times[i][0] for i in rows])
+        both.step(gaussian(both.x, times), row=rows)
+        for run in alone:
+            run.step(gaussian(run.model_input, run.time))
+        assert torch.equal(both.x[0], alone[0].x[0]) and torch.equal(both.x[1], alone[1].x[0])
+
+
+def test_inpainting_keeps_the_known_part():
+    known = torch.linspace(-1, 1, 75).view(1, 3, 5, 5).expand(SHAPE)
+    mask = torch.zeros(1, 1, 5, 5)
+    mask[..., 2:] = 1
+    plan = make("dpmpp_2m", 10, inpaint="d")
+    out = fd.sample(gaussian, plan, SHAPE, seeds=0, known=known, mask=mask)
+    assert torch.allclose(out[..., :2], known[..., :2], atol=1e-6)
+    assert not torch.allclose(out[..., 2:], known[..., 2:], atol=0.1)
+
+
+def test_starting_from_an_image():
+    image = torch.full(SHAPE, 0.25)
+    plan = make("euler", 10, start="image", sigma_max=0.05)
+    out = fd.sample(gaussian, plan, SHAPE, seeds=0, init=image)
+    assert (out - image).abs().mean() < 0.1
+    with pytest.raises(ValueError, match="init"):
+        fd.sample(gaussian, plan, SHAPE, seeds=0)
+
+
+def test_many_samples_have_the_models_mean_and_spread():
+    out = fd.sample(gaussian, make("heun", 60), (4000, 4), seeds=0)
+    assert math.isclose(float(out.mean()), 0.5, abs_tol=5 * 0.3 / math.sqrt(16000))
+    assert math.isclose(float(out.std()), 0.3, abs_tol=0.01)
