@@ -107,5 +107,5 @@ def unknown(what: str, given: str, names) -> str:
     import difflib
 
     near = difflib.get_close_matches(str(given), list(names), n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f": did you mean {near[0]!r}?" if near else "."
     return f"{what} {given!r} is not known{hint} Taken: {', '.join(sorted(names))}"

@@ -12,7 +12,7 @@ from .tile import CHANNELS_LAST, DENSE, WIDE
 __all__ = ["Geometry", "geometry", "grid", "interpreted", "periodic_mode", "run"]
 
 ELEMENTS = 1024  # of a program: one row of 8 or two rows of 4 a thread, with 4 warps
-INTERPRETED_ELEMENTS = 256
+INTERPRETED_ELEMENTS = 256  # the interpreter's time goes with the number of operations, not with their size
 MAX_GRID_Y = 65535
 # From here on, logical indices inside a sample take 64 bits.
 LARGE = 2**31 - 2**16
@@ -63,9 +63,9 @@ def _aligned(tensor, V, axes):
 
 
 def geometry(tensors, *, others=(), axes=(), tokens=1, noisy=True) -> Geometry:
-    """tensors: those that are read or written whole, each (B, *shape); others: likewise, but of another batch (the bank)
-    or with several leading axes (the ring). axes: leading axes of each of ``others``. noisy: does anything depend on
-    the logical index of an element?"""
+    """How to launch over tensors (B, *shape), B and n being those of the first. others: tensors of the same samples but of
+    another batch (bank, mask) or with a slot axis (ring); axes: how many leading dimensions number their samples.
+    tokens: parts of a sample with a row each. noisy: does anything depend on the logical index of an element?"""
     first = tensors[0] if tensors else others[0][0]
     batch, numel = first.shape[0], first[0].numel()
     every = [(t, 1) for t in tensors] + list(zip(others, axes))
@@ -102,6 +102,8 @@ def run(kernel, device, programs, *args, **options):
 
         with exact():
             kernel[programs](*args, **{k: v for k, v in options.items() if k != "num_warps"})
+    elif device.type == "cuda" and device.index == torch.cuda.current_device():
+        kernel[programs](*args, enable_fp_fusion=False, **options)
     elif device.type == "cuda":
         with torch.cuda.device(device):
             kernel[programs](*args, enable_fp_fusion=False, **options)

@@ -1,8 +1,9 @@
 """``step_`` for Triton: one row of a plan applied to a batch, in one launch. ``fastdiff.reference.step`` says what it means.
 
-Every input is read once and every output written once; d and the y_i live in registers. What a row does not use (an input
-whose coefficients are all 0, a noise term without weight) is skipped by a branch that a whole program takes or does not
-take, since the row is the same for all of a sample, or of a token. Nothing of a row is compiled in: rows are data.
+Every input is read once and every output written once (a bank vector twice where both d and a y_i take it); d and the y_i
+live in registers. What a row does not use (an input whose coefficients are all 0, a noise term without weight) is skipped by
+a branch that a whole program takes or does not take, since the row is the same for all of a sample, or of a token. Nothing
+of a row is compiled in: rows are data.
 """
 
 import triton
@@ -48,7 +49,9 @@ def _mix(value, m, k, factors, known, noise, HAS_KNOWN: tl.constexpr, HAS_NOISE:
         k = _add(k, tl.load(factors), known)
     if HAS_NOISE:
         k = _add(k, tl.load(factors + 1), noise)
-    return tl.fma(m, value, tl.fma(-m, k, k))
+    # The sign is flipped as a bit: some versions of Triton negate by subtracting from 0, which loses that of a zero.
+    minus = (m.to(tl.int32, bitcast=True) ^ -0x80000000).to(tl.float32, bitcast=True)
+    return tl.fma(m, value, tl.fma(minus, k, k))
 
 
 @triton.jit

@@ -104,6 +104,7 @@ struct ScalarLane {
   static f lower(f v, f high) { return v > high ? high : v; }
   static i add_i(i a, i b) { return a + b; }
   static i sub_i(i a, i b) { return a - b; }
+  static i and_i(i a, i b) { return a & b; }
   template <int n>
   static i shift_left(i a) { return a << n; }
   template <int n>

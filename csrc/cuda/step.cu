@@ -6,18 +6,16 @@
 
 namespace FASTDIFF_NAMESPACE {
 
-// Blocks a multiprocessor that the registers must leave room for: the most that takes no spill.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr int kPlain8 = 4;
-#else
-constexpr int kPlain8 = 5;
-#endif
-constexpr int blocks(int elements, Features features) {
-  return features == kEverything ? 4 : features == kWithBank ? (elements == 4 ? 6 : 4) : elements == 4 ? 7 : kPlain8;
+// Blocks a multiprocessor that the registers must leave room for: the most that takes no spill on any target.
+constexpr int blocks(int elements, Features features, int outputs) {
+  if (features == kEverything) return 4;
+  if (features == kWithBank) return elements == 4 ? 6 : 4;
+  if (elements == 4) return outputs == 1 ? 8 : 7;
+  return outputs == 1 ? 6 : outputs == 2 ? 5 : 4;
 }
 
 template <int E, Features features, int kOut>
-__global__ void __launch_bounds__(kThreads, blocks(E, features)) step_kernel(const __grid_constant__ StepLaunch launch) {
+__global__ void __launch_bounds__(kThreads, blocks(E, features, kOut)) step_kernel(const __grid_constant__ StepLaunch launch) {
   const uint32_t b = (blockIdx.z * gridDim.y + blockIdx.y) * blockDim.y + threadIdx.y;
   const int64_t e0 = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * E;
   step_thread<E, features, kOut>(launch, b, e0);

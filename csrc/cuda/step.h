@@ -37,7 +37,7 @@ struct Mask {
   const float* mixes;
   float m[E], known[E], noise[E];
 
-  FD_HD void prepare(const StepLaunch& launch, const Place& p, uint32_t flags, const float* row, int64_t r, uint32_t noise_term) {
+  FD_HD void prepare(const StepLaunch& launch, const Place& p, uint32_t flags, const float* row, uint32_t r, uint32_t noise_term) {
     const StepArgs& a = launch.args;
     const int count = 2 + a.layout.outputs;
     targets = a.mask.data ? flags / kMaskInput & ((1u << count) - 1) : 0;
@@ -56,7 +56,7 @@ struct Mask {
       clear(known);
     }
     if (draws && a.keys && noise_term < static_cast<uint32_t>(a.layout.noises)) {
-      const int64_t* key = a.keys + r * a.key_stride_row + noise_term * a.key_stride_noise + times(p.b, a.key_stride_b);
+      const int64_t* key = a.keys + times(r, a.key_stride_row) + times(noise_term, a.key_stride_noise) + times(p.b, a.key_stride_b);
       draw({static_cast<uint64_t>(key[0]), static_cast<uint64_t>(key[1])}, p.e0, noise);
     } else {
       clear(noise);
@@ -135,17 +135,18 @@ FD_HD inline void apply_row(const StepLaunch& launch, const Place& p, int64_t to
   RowLayout layout = a.layout;
   if (kOut < kMaxOutputs) layout.outputs = kOut;  // known when compiled: no sums for outputs that are not there
 
-  int64_t r = a.row_index;
+  int64_t wanted = a.row_index;
   if (a.row) {
     const int64_t at = times(p.b, a.row_stride_b) + token * a.row_stride_t;
-    r = a.row_is_64 ? static_cast<const int64_t*>(a.row)[at] : static_cast<const int32_t*>(a.row)[at];
+    wanted = a.row_is_64 ? static_cast<const int64_t*>(a.row)[at] : static_cast<const int32_t*>(a.row)[at];
   }
-  if (r < 0 || r >= a.rows) {
+  uint32_t r = static_cast<uint32_t>(wanted);
+  if (wanted < 0 || wanted >= a.rows) {
     report_flag(a.status, kBadRow);
-    r = r < 0 ? 0 : a.rows - 1;
+    r = wanted < 0 ? 0 : a.rows - 1;
   }
-  const float* row = a.coef + r * layout.width();
-  const int32_t* meta = a.meta + r * kMetaWidth;
+  const float* row = a.coef + times(r, layout.width());
+  const int32_t* meta = a.meta + times(r, kMetaWidth);
   const int32_t slot = meta[kRingSlot], flags = meta[kFlags];
 
   Mask<E, kWide> mask;
@@ -226,7 +227,7 @@ FD_HD inline void apply_row(const StepLaunch& launch, const Place& p, int64_t to
       any |= w[i] != 0.0f;
     }
     if (!any) continue;
-    const int64_t* key = a.keys + r * a.key_stride_row + j * a.key_stride_noise + times(p.b, a.key_stride_b);
+    const int64_t* key = a.keys + times(r, a.key_stride_row) + j * a.key_stride_noise + times(p.b, a.key_stride_b);
     float z[E];
     draw({static_cast<uint64_t>(key[0]), static_cast<uint64_t>(key[1])}, p.e0, z);
     FD_UNROLL

@@ -9,6 +9,7 @@ sigma_t = alpha sigma, and of what it was trained to predict. Both are linear ch
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -129,13 +130,11 @@ def _needs(stages, calls, points, masked) -> tuple[list[dict], list[set[int]]]:
         if formula is None or not (_past(formula) <= read or (hidden and named)):
             formula = Linear({"in": 1.0})
         resolved.append({"xe": formula, "seen": Linear({"in": 1.0}) if hidden else formula})
-        before = [c for c in calls if c < k]
+        before = bisect_left(calls, k)
         ago = {n for _, n in read | _past(formula)}
-        if ago and max(ago) > len(before):
-            raise ValueError(
-                f"stage {k} reads the denoised estimate of {max(ago)} calls ago; {len(before)} came before it"
-            )
-        needs.append({before[-n] for n in ago})
+        if ago and max(ago) > before:
+            raise ValueError(f"stage {k} reads the denoised estimate of {max(ago)} calls ago; {before} came before it")
+        needs.append({calls[before - n] for n in ago})
     return resolved, needs
 
 
@@ -169,8 +168,7 @@ def assemble(
     for k, (stage, point) in enumerate(zip(stages, points)):
         called, last = stage.sigma is not None, k + 1 == len(stages)
         a_eval = alpha(point.sigma)
-        before = [c for c in calls if c < k]
-        past_slots = {n + 1: where[k].get(c) for n, c in enumerate(reversed(before))}
+        past_slots = {bisect_left(calls, k) - bisect_left(calls, c): slot for c, slot in where[k].items()}
         in_slots = partial(_in_slots, resolved[k], past_slots, {"x": 1 / alpha(level), "in": 1 / (scales[k] * a_eval)})
 
         c_x, c_o = denoised_from(prediction, point.sigma, a_eval, sigma_data) if called else (0.0, 0.0)

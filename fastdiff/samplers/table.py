@@ -165,7 +165,9 @@ def _validate_order(plan) -> None:
                 f"row {r} masks input {masked} with noise {mask_noise}; it takes inputs below "
                 f"{len(plan.slots)} and noises below {plan.noises}"
             )
-        p, _, _, ys, _ = plan.layout.unpack(plan.coef[r])
+        p, _, _, ys, mixes = plan.layout.unpack(plan.coef[r])
+        if mask_noise < 0 and any(flags & (MASK << i) and k1 != 0 for i, (_, k1) in enumerate(mixes)):
+            raise ValueError(f"row {r} masks with a noised image, k1 != 0, but names no noise; it takes mask_noise")
         used = np.flatnonzero((p != 0) | np.any([a != 0 for a, *_ in ys], axis=0)) if ys else np.flatnonzero(p)
         for k in map(int, used):
             if (k >= K or (k in made_here and r == 0)) and k not in written:

@@ -31,15 +31,12 @@ def _keys():
 @triton.jit
 def _randint4x_kernel(out, keys, N: tl.constexpr):
     i = tl.arange(0, N)
-    for b in range(tl.num_programs(1)):
-        seed = tl.load(keys + 2 * b)
-        counter = tl.load(keys + 2 * b + 1) + i.to(tl.int64)
-        w0, w1, w2, w3 = tl.randint4x(seed, counter)
-        at = out + b * 4 * N + 4 * i
-        tl.store(at, w0.to(tl.int32, bitcast=True))
-        tl.store(at + 1, w1.to(tl.int32, bitcast=True))
-        tl.store(at + 2, w2.to(tl.int32, bitcast=True))
-        tl.store(at + 3, w3.to(tl.int32, bitcast=True))
+    w0, w1, w2, w3 = tl.randint4x(tl.load(keys), tl.load(keys + 1) + i.to(tl.int64))
+    at = out + 4 * i
+    tl.store(at, w0.to(tl.int32, bitcast=True))
+    tl.store(at + 1, w1.to(tl.int32, bitcast=True))
+    tl.store(at + 2, w2.to(tl.int32, bitcast=True))
+    tl.store(at + 3, w3.to(tl.int32, bitcast=True))
 
 
 def words():
@@ -50,7 +47,7 @@ def words():
     assert torch.equal(mine, kernels.raw_words(torch.cat([keys, keys], 1).t().contiguous().t()[:, 2:], 37)), "strided keys"
     theirs = torch.empty(len(keys), 64, dtype=torch.int32)
     for b in range(len(keys)):
-        _randint4x_kernel[(1, 1)](theirs[b], keys[b].contiguous(), N=16)
+        _randint4x_kernel[(1,)](theirs[b], keys[b].contiguous(), N=16)
     assert torch.equal(kernels.raw_words(keys, 64), theirs)
 
     data = torch.tensor(EDGES)
@@ -196,6 +193,21 @@ def corners():
         assert _launch(case)["LARGE"]
         cases.assert_same(case, expected)
     launch.LARGE, launch.MAX_GRID_Y = saved
+
+    # A coefficient of 0 stays 0 whatever its factor, and clip leaves the sign of a zero that it does not move.
+    layout = reference.Layout(3, 1, 1)
+    coef = torch.zeros(1, layout.width)
+    coef[0, 1], coef[0, layout.clip : layout.clip + 3] = 1, torch.tensor([-1.0, 0.0, 1.0])
+    coef[0, layout.y(0) + 3] = 1  # y = d
+    nan, inf = float("nan"), float("inf")
+    values = torch.tensor([[-0.0, 0.0, -0.5, -1.0, -2.0, 3.0, nan, inf, -inf, 1e-45]])
+    case = cases.Case([values * nan, values, values / 0], [torch.ones(1, 10)], coef=coef, meta=torch.tensor([[-1, 1, 0, 0]], dtype=torch.int32),
+                      scale=torch.tensor([[nan, 1.0, inf]]), bank=values / 0, bank_index=torch.tensor([[9]]),
+                      bank_weight=torch.tensor([[nan]]), status=torch.tensor([2**31 - 1, 0], dtype=torch.int32))
+    expected = cases.expected_case(case)
+    assert int(expected.status[1]) == 0
+    _launch(case)
+    cases.assert_same(case, expected)
 
     # Several tiles of a sample, the last one cut.
     cases._shape = lambda c, options: (3, 19, 11)

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from plan.harness import SIZE, Noises, denoise, k_diffusion, predict, relative, run
 from plan.solvers import sa_solver, unipc
 
+import fastdiff as fd
+from fastdiff.noise import STREAMS
 from fastdiff.plan import Plan, Row, plan
-from fastdiff.reference import EXACT, FLOAT64, step
+from fastdiff.reference import EXACT, FLOAT64, normal, run_keys, step
 from fastdiff.samplers import SAMPLERS
 from fastdiff.samplers.stage import Noise, Stage, d, past
 from fastdiff.schedules import EDM, VP, Flow
@@ -44,7 +46,7 @@ def soft_mask():
 # ---- inpainting
 
 
-@pytest.mark.parametrize("name", ["euler", "dpmpp_2m", "heun"])
+@pytest.mark.parametrize("name", ["euler", "dpmpp_2m", "heun", "dpm_2"])
 def test_inpainting_of_d_is_that_of_comfyui(name, picture, soft_mask):
     """ComfyUI's KSamplerX0Inpaint: the model sees x m + (image + sigma N)(1 - m), d becomes d m + image (1 - m)."""
     noises, m = Noises(), soft_mask.astype(np.float64)
@@ -81,6 +83,18 @@ def test_inpainting_of_x_is_that_of_diffusers(picture, soft_mask):
             image if last else scheduler.add_noise(image, n, scheduler.timesteps[i + 1 : i + 2])
         ) + m * latents
     assert relative(ours, latents.numpy()) < 1e-5
+
+
+@pytest.mark.parametrize("inpaint", ["d", "x"])
+def test_the_known_image_is_noised_with_the_initial_noise(inpaint):
+    """At the level of what is masked: alpha (image + sigma N(init, 0)), and the image itself at the end."""
+    made, _ = made_for("euler", "scaled_linear", "epsilon", inpaint=inpaint)
+    for row, level in zip(made.rows, made.sigmas_next):
+        alpha = float(VP.scaled_linear().alpha_at(level))
+        for target, mix in row.mask.items():
+            assert mix == pytest.approx((1.0, 0.0) if target == "d" else (alpha, alpha * level))
+            assert target == "d" or level == 0 or row.mask_noise == Noise("init", 0)
+    assert sum(bool(row.mask) for row in made.rows) == made.evaluations + (inpaint == "d")
 
 
 # ---- per-token rows
@@ -137,6 +151,14 @@ def test_a_model_of_16_bits_gets_the_same_sampler(case):
     wide = made.with_model_dtype("bfloat16")
     assert "in" in wide.outputs and "in" not in wide.inputs and made.with_model_dtype(torch.float32) is made
     assert relative(run(wide, model, Noises()), run(made, model, Noises())) < 1e-12
+
+
+@pytest.mark.parametrize("inpaint", ["d", "x"])
+@pytest.mark.parametrize("name", ["heun", "dpmpp_sde", "euler"])
+def test_a_model_of_16_bits_gets_the_same_inpainting(name, inpaint, picture, soft_mask):
+    made, model = made_for(name, "scaled_linear", "epsilon", inpaint=inpaint)
+    ends = [run(p, model, Noises(), known=picture, mask=soft_mask) for p in (made, made.with_model_dtype("float16"))]
+    assert made.uses_mask and relative(*ends) < 1e-12
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
@@ -338,6 +360,28 @@ def test_a_plan_by_hand():
     end = run(made, lambda seen, *_: seen / 4, noises)
     assert relative(end, 0.5 * noises[Noise("init", 0)]) < 1e-7
     assert made.slots == ("x", "out") and made.noises == 1 and len(made) == 2 and made.evaluations == 1
+
+
+class Keyed(dict):
+    """The noise that `fastdiff.sample` draws, by the reference."""
+
+    def __init__(self, seeds, size):
+        super().__init__()
+        self.seeds, self.shape = np.array(seeds), (len(seeds), size)
+
+    def __missing__(self, address):
+        where = np.array([[STREAMS[address.stream]]]), np.array([[address.draw]])
+        self[address] = normal(run_keys(self.seeds, *where)[0, 0], self.shape[1])
+        return self[address]
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_sample_is_the_reference_in_every_bit(case):
+    """The loop, the ops, keys and normals together: `fastdiff.sample` against the exact reference."""
+    made, _ = made_for(*case)
+    ours = fd.sample(lambda seen, time: seen / (1 + seen * seen), made, (2, 3, 5, 5), [3, 2**63 - 1], progress=False)
+    expected = run(made, lambda seen, *_: seen / (1 + seen * seen), Keyed([3, 2**63 - 1], 75), arithmetic=EXACT)
+    assert (ours.numpy().reshape(2, -1).view(np.uint32) == expected.view(np.uint32)).all()
 
 
 def test_every_denoised_estimate_can_be_kept():

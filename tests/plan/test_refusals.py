@@ -209,6 +209,11 @@ CASES = {
         ValueError,
         ["y1", "input:NAME", "y0"],
     ),
+    "a noised mask without its noise": (
+        lambda: from_rows(FIRST, dataclasses.replace(ROW, mask={"y0": (1.0, 0.5)})),
+        ValueError,
+        ["row 1", "k1 != 0", "mask_noise"],
+    ),
     "a negative level": (lambda: changed(sigmas=[0.0, -1.0]), ValueError, ["sigmas[1]", "-1.0", ">= 0"]),
     "times of the wrong length": (lambda: changed(times=[0.0]), ValueError, ["times", "(1,)", "(2,)"]),
     "a model dtype of 64 bits": (lambda: euler().with_model_dtype("float64"), ValueError, ["float64", "bfloat16"]),
