@@ -47,9 +47,9 @@ FD_HD inline void circle(typename L::f u, typename L::f& cosine, typename L::f& 
   c = L::fma(c, w, L::set(-19.739168167114258f));
   c = L::fma(w, c, L::set(1.0f));
   const auto quarter = L::bits(shifted);
-  const auto odd = L::template shift_left<31>(quarter);
-  cosine = L::xor_sign(L::select_sign(odd, s, c), L::template shift_left<30>(L::add_i(quarter, L::set_i(1))));
-  sine = L::xor_sign(L::select_sign(odd, c, s), L::template shift_left<30>(quarter));
+  const auto turn = L::template shift_left<30>(quarter), odd = L::add_i(turn, turn);  // bits 1 and 0 as the sign
+  cosine = L::xor_sign(L::select_sign(odd, s, c), L::add_i(turn, L::set_i(1u << 30)));
+  sine = L::xor_sign(L::select_sign(odd, c, s), turn);
 }
 
 // Four words of one Philox block (or of as many blocks as there are lanes) to four normals, cosine first.

@@ -62,10 +62,10 @@ def _aligned(tensor, V, axes):
         tensor.stride(d) % V == 0 for d in range(axes) if tensor.shape[d] > 1)
 
 
-def geometry(tensors, *, others=(), axes=(), tokens=1, noisy=True) -> Geometry:
+def geometry(tensors, *, others=(), axes=(), periodic=None, tokens=1, noisy=True) -> Geometry:
     """How to launch over tensors (B, *shape), B and n being those of the first. others: tensors of the same samples but of
     another batch (bank, mask) or with a slot axis (ring); axes: how many leading dimensions number their samples.
-    tokens: parts of a sample with a row each. noisy: does anything depend on the logical index of an element?"""
+    periodic: a mask that repeats within a sample, or None. tokens: parts of a sample with a row each. noisy: does anything depend on the logical index of an element?"""
     first = tensors[0] if tensors else others[0][0]
     batch, numel = first.shape[0], first[0].numel()
     every = [(t, 1) for t in tensors] + list(zip(others, axes))
@@ -78,7 +78,8 @@ def geometry(tensors, *, others=(), axes=(), tokens=1, noisy=True) -> Geometry:
     def wide(V):
         return [layout != "channels_last" and part % V == 0 and _aligned(t, V, a) for layout, (t, a) in zip(layouts, every)]
 
-    V = 8 if all(t.element_size() == 2 for t, _ in every) and all(wide(8)) else 4
+    small = all(t.element_size() == 2 for t, _ in every) and (periodic is None or periodic.element_size() == 2)
+    V = 8 if small and all(wide(8)) else 4  # 16 bytes, or what a thread has of the tensors with 32 bits an element
     modes = tuple(CHANNELS_LAST if layout == "channels_last" else WIDE if w else DENSE
                   for layout, w in zip(layouts, wide(V)))
     ragged = part % V != 0 and tokens > 1  # a part may begin and end inside a row of the tile

@@ -186,7 +186,7 @@ def step_kernel(
     if HAS_MASK:
         MASKS: tl.constexpr = _MASK_INPUT + _MASK_D + _MASK_Y0 * (2**O - 1)
         masked = (flags & MASKS) != 0
-        m_tile = load_periodic(mask + b * mask_stride, first, at, low, high, masked, mask_period, inner, groups,
+        m_tile = load_periodic(mask, b * mask_stride, first, at, low, high, masked, mask_period, inner, groups,
                                MASK_MODE, MASK_WHOLE, LARGE, V)
         wants_known = masked & False
         wants_noise = masked & False
@@ -219,8 +219,8 @@ def step_kernel(
         for m in range(M):
             c = _scaled(coef + SLOTS + m, tl.load(bank_weight + b * bank_weight_stride + m), True)
             if c != 0.0:
-                base = _vector(bank, bank_stride, bank_size, bank_index + b * bank_index_stride + m, status)
-                d = tl.fma(c, load(base, first, at, low, high, True, inner, groups, BANK_MODE, LARGE, V), d)
+                vector = _vector(bank, bank_stride, bank_size, bank_index + b * bank_index_stride + m, status)
+                d = tl.fma(c, load(vector, first, at, low, high, True, inner, groups, BANK_MODE, LARGE, V), d)
     if flags & _CLIP:
         bounds = coef + SLOTS + M
         if clip is not None:
@@ -249,11 +249,11 @@ def step_kernel(
             for i in tl.static_range(O):
                 used = used | (_scaled(at_h + i * Y_WIDTH, q, True) != 0.0)
             if used:
-                base = _vector(bank, bank_stride, bank_size, bank_index + b * bank_index_stride + m, status)
-                vector = load(base, first, at, low, high, True, inner, groups, BANK_MODE, LARGE, V)
+                vector = _vector(bank, bank_stride, bank_size, bank_index + b * bank_index_stride + m, status)
+                value = load(vector, first, at, low, high, True, inner, groups, BANK_MODE, LARGE, V)
                 steered = ()
                 for i in tl.static_range(O):
-                    steered = steered + (_add(ys[i], _scaled(at_h + i * Y_WIDTH, q, True), vector),)
+                    steered = steered + (_add(ys[i], _scaled(at_h + i * Y_WIDTH, q, True), value),)
                 ys = steered
 
     # Noise: each term is drawn once, whichever outputs take it.
@@ -338,8 +338,8 @@ def prepare(inputs, outputs, ring, coef, meta, row, row_index, keys, scale, bank
     # How each tensor is accessed: those of the batch first, then the others in this order.
     full = [*inputs, *outputs] + ([] if known is None else [known])
     others = [(t, lead) for t, lead, there in ((ring, 2, R), (bank, 1, M), (mask, 1, whole)) if there]
-    g = geometry(full or [ring[0]], others=[t for t, _ in others], axes=[lead for _, lead in others], tokens=tokens,
-                 noisy=J > 0 or periodic)
+    g = geometry(full or [ring[0]], others=[t for t, _ in others], axes=[lead for _, lead in others],
+                 periodic=mask if periodic else None, tokens=tokens, noisy=J > 0 or periodic)
     modes = list(g.modes)
     input_modes, output_modes = tuple(modes[: len(inputs)]), tuple(modes[len(inputs) : len(inputs) + len(outputs)])
     modes = modes[len(inputs) + len(outputs) + (not full) :]

@@ -94,11 +94,12 @@ def load(base, first, row, low, high, used, inner, groups, MODE: tl.constexpr, L
 
 
 @triton.jit
-def load_periodic(base, first, row, low, high, used, period, inner, groups, MODE: tl.constexpr, WHOLE: tl.constexpr,
-                  LARGE: tl.constexpr, V: tl.constexpr):
-    """Like ``load``, of a mask whose element e mod period belongs to element e of the sample; WHOLE: period is its size."""
+def load_periodic(mask, offset, first, row, low, high, used, period, inner, groups, MODE: tl.constexpr,
+                  WHOLE: tl.constexpr, LARGE: tl.constexpr, V: tl.constexpr):
+    """Like ``load``, of a mask whose element e mod period belongs to element e of the sample. offset: int64, of the sample's mask;
+    WHOLE: period is the size of the sample."""
     if WHOLE:
-        return load(base, first, row, low, high, used, inner, groups, MODE, LARGE, V)
+        return load(mask + offset, first, row, low, high, used, inner, groups, MODE, LARGE, V)
     else:
         if LARGE:
             start = (first % period) + row
@@ -107,13 +108,14 @@ def load_periodic(base, first, row, low, high, used, period, inner, groups, MODE
             period = period.to(tl.uint32)
         if MODE == _WIDE:
             at = tl.multiple_of(start % period, V).to(tl.int64)
+            base = tl.multiple_of(mask + offset, V * (mask.dtype.element_ty.primitive_bitwidth // 8))
             keep = ((row < high) & used)[:, None]
             return tl.load(base + (at[:, None] + tl.arange(0, V)[None, :]), mask=keep).to(tl.float32)
         else:
             lanes = ()
             for lane in tl.static_range(V):
                 keep = (row + lane >= low) & (row + lane < high) & used
-                lanes = lanes + (tl.load(base + ((start + lane) % period).to(tl.int64), mask=keep).to(tl.float32),)
+                lanes = lanes + (tl.load(mask + offset + ((start + lane) % period).to(tl.int64), mask=keep).to(tl.float32),)
             if V == 4:
                 return join4(lanes[0], lanes[1], lanes[2], lanes[3])
             else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from benchmarks.zoo.data import CLASSES, DEBIAN_PACKAGE
+from benchmarks.zoo.data import CLASSES, COUNT, DEBIAN_PACKAGE
 
 INTRODUCTION = """\
 # The zoo: four small networks trained on Fashion-MNIST
@@ -77,6 +77,8 @@ LIMITS = """\
   of other work, and the judge's idea of a class (it is right on {judge:.1%} of test images, on {shirt:.1%} of
   shirts) is part of it.
 - The Frechet distance at {count} samples is biased upwards; real test images at the same count show by how much.
+- The U-Net's training was short: {epochs:.1f} passes over the training images. A longer run (`--steps`) is the
+  first thing to try for better samples; until its learning rate decays, a run can be lengthened or shortened freely.
 - The samples vary less than the data where the trace ratio is below that of real images, and fine print on shirts
   is blurred.
 - The data is 28 x 28 grey pictures of clothes; nothing here says how a method does on larger images.
@@ -183,6 +185,7 @@ def render(found: dict) -> str:
                 judge=found["accuracy"]["judge"],
                 shirt=found["accuracy"]["judge_per_class"]["Shirt"],
                 count=found["samples"]["count"],
+                epochs=int(files["unet"]["steps"]) * json.loads(files["unet"]["settings"])["batch"] / COUNT["train"],
             ),
         ]
     )

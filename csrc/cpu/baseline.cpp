@@ -1,5 +1,18 @@
-// The kernels on any machine, one element at a time.
+// The kernels on any machine: SSE2 where it is x86-64, else one element at a time.
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include <cstdint>
+
+#include "kernels.h"
+
 #define FASTDIFF_NAMESPACE fastdiff::baseline
+#if defined(__x86_64__)
+#define FASTDIFF_VECTOR
+#include "lanes_sse2.h"
+#endif
+
 #include "kernel.h"
 
 const fastdiff::Kernels fastdiff::kBaseline = {"baseline", fastdiff::baseline::run_units};

@@ -85,10 +85,14 @@ inline void gather(float* to, const char* from, const View& v, int64_t first, in
 #undef FD_VECTOR
     for (; e < last; ++e) to[e - base] = load(from, v.dtype, e);
   } else {
-    int64_t pixel = first % v.inner, channel = first / v.inner;
-    for (int64_t e = first; e < last; ++e) {
-      to[e - base] = load(from, v.dtype, pixel * v.groups + channel);
-      if (++pixel == v.inner) pixel = 0, ++channel;
+    for (int64_t e = first; e < last;) {  // channel by channel
+      const int64_t channel = e / v.inner, pixel = e - channel * v.inner;
+      const int64_t count = v.inner - pixel < last - e ? v.inner - pixel : last - e, at = pixel * v.groups + channel;
+#define FD_STRIDED(name) \
+  for (int64_t i = 0; i < count; ++i) to[e - base + i] = ScalarLane::load_##name(from, at + i * v.groups)
+      FD_EACH_DTYPE(v.dtype, FD_STRIDED)
+#undef FD_STRIDED
+      e += count;
     }
   }
 }
@@ -113,11 +117,14 @@ inline void put(Lane::f (&v)[kVectors], char* sample, const View& to, int64_t fi
     FD_EACH_DTYPE(to.dtype, FD_VECTOR)
 #undef FD_VECTOR
   }
-  int64_t pixel = e % to.inner, channel = e / to.inner;
-  for (; e < last; ++e) {
-    tail_seen |= is_nan(values[e - base]);
-    store(sample, to.dtype, pixel * to.groups + channel, values[e - base]);
-    if (++pixel == to.inner) pixel = 0, ++channel;
+  while (e < last) {  // channel by channel, or the rest of a dense sample
+    const int64_t channel = e / to.inner, pixel = e - channel * to.inner;
+    const int64_t count = to.inner - pixel < last - e ? to.inner - pixel : last - e, at = pixel * to.groups + channel;
+#define FD_STRIDED(name) \
+  for (int64_t i = 0; i < count; ++i) ScalarLane::store_##name(sample, at + i * to.groups, ScalarLane::canonical(values[e - base + i], tail_seen))
+    FD_EACH_DTYPE(to.dtype, FD_STRIDED)
+#undef FD_STRIDED
+    e += count;
   }
 }
 

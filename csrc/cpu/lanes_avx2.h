@@ -27,15 +27,18 @@ struct Lane {
   static i shift_left(i a) { return _mm256_slli_epi32(a, n); }
   template <int n>
   static i shift_right_signed(i a) { return _mm256_srai_epi32(a, n); }
-  static f from_unsigned(i a) {  // both halves are exact; their sum is rounded once
-    const f high = _mm256_cvtepi32_ps(_mm256_srli_epi32(a, 16));
-    const f low = _mm256_cvtepi32_ps(_mm256_blend_epi16(a, _mm256_setzero_si256(), 0xAA));
-    return fma(high, set(65536.0f), low);
+  static f from_unsigned(i a) {  // 2^39 + the upper half, 2^23 + the lower half: exact but for the last sum
+    const f high = value(_mm256_or_si256(_mm256_srli_epi32(a, 16), set_i(0x53000000)));
+    const f low = value(_mm256_blend_epi16(a, set_i(0x4B000000), 0xAA));
+    return add(sub(high, set(0x1p39f + 0x1p23f)), low);
   }
   static f from_signed(i a) { return _mm256_cvtepi32_ps(a); }
   static i bits(f a) { return _mm256_castps_si256(a); }
   static f value(i a) { return _mm256_castsi256_ps(a); }
-  static f select_sign(i s, f a, f b) { return _mm256_blendv_ps(b, a, value(s)); }
+  static f select_sign(i s, f a, f b) {  // cheaper than blendv where a second call selects the other way round
+    const i mask = _mm256_srai_epi32(s, 31);
+    return value(_mm256_xor_si256(bits(b), _mm256_and_si256(_mm256_xor_si256(bits(a), bits(b)), mask)));
+  }
   static f xor_sign(f a, i s) { return _mm256_xor_ps(a, _mm256_and_ps(value(s), set(-0.0f))); }
 
   static f load_f32(const void* p, int64_t at) { return _mm256_loadu_ps(static_cast<const float*>(p) + at); }
@@ -61,7 +64,6 @@ struct Lane {
     seen = _mm256_or_ps(seen, here);
     return _mm256_blendv_ps(v, value(set_i(0x7FC00000u)), here);
   }
-  static void note_nan(f v, nan& seen) { seen = _mm256_or_ps(seen, _mm256_cmp_ps(v, v, _CMP_UNORD_Q)); }
   static bool any(nan seen) { return _mm256_movemask_ps(seen) != 0; }
 };
 

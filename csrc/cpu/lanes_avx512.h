@@ -58,7 +58,6 @@ struct Lane {
     seen = _kor_mask16(seen, here);
     return _mm512_mask_mov_ps(v, here, value(set_i(0x7FC00000u)));
   }
-  static void note_nan(f v, nan& seen) { seen = _kor_mask16(seen, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q)); }
   static bool any(nan seen) { return seen != 0; }
 };
 

@@ -31,10 +31,17 @@ struct Stream {
 
 #ifdef FASTDIFF_VECTOR
 
+// Four chains do not fit into 16 registers; gcc spills less when it schedules before it allocates.
+#if defined(__GNUC__) && !defined(__clang__) && !defined(__AVX512F__)
+#define FD_SCHEDULE __attribute__((noinline, optimize("schedule-insns", "sched-pressure")))
+#else
+#define FD_SCHEDULE
+#endif
+
 constexpr int kPairs = 2;  // registers of 32-bit words in flight, each from two chains of 64-bit lanes
 
 // Philox of kPairs * Lane::kWidth counters from `counter` on. Several chains hide each other's latency.
-inline void words_of(const Stream& s, uint64_t counter, Words::word (&x)[2 * kPairs][4]) {
+FD_SCHEDULE inline void words_of(const Stream& s, uint64_t counter, Words::word (&x)[2 * kPairs][4]) {
   using word = Words::word;
   word first[2 * kPairs];
   FD_UNROLL

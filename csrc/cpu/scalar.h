@@ -104,7 +104,6 @@ struct ScalarLane {
   static f lower(f v, f high) { return v > high ? high : v; }
   static i add_i(i a, i b) { return a + b; }
   static i sub_i(i a, i b) { return a - b; }
-  static i and_i(i a, i b) { return a & b; }
   template <int n>
   static i shift_left(i a) { return a << n; }
   template <int n>
@@ -128,7 +127,6 @@ struct ScalarLane {
     seen |= is_nan(v);
     return FASTDIFF_NAMESPACE::canonical(v);
   }
-  static void note_nan(f v, nan& seen) { seen |= is_nan(v); }
   static bool any(nan seen) { return seen; }
 };
 

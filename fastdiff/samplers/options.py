@@ -1,6 +1,7 @@
 """What `fastdiff.plan.plan` makes of its arguments: whose option is whose, the levels, where a run starts."""
 
 import inspect
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -36,7 +37,16 @@ def sort_options(name, sampler, schedule, options):
         if place is None:
             raise TypeError(unknown(f"option of {name}", option, set().union(*groups)))
         sorted_options[place][option] = value
+    _check_finite(sampler, sorted_options[0])
     return sorted_options
+
+
+def _check_finite(sampler, options) -> None:
+    """A number among a sampler's options is finite, unless infinity is what it is by default (s_tmax)."""
+    for option, value in options.items():
+        default = inspect.signature(sampler).parameters[option].default
+        if isinstance(value, float) and not math.isfinite(value) and value != default:
+            raise ValueError(f"{option} is {value}; it takes a finite number")
 
 
 def levels_of(schedule, steps, grid, sigmas, timesteps, options) -> np.ndarray:

@@ -39,6 +39,15 @@ def test_any_case_with_flush_denormal(ops, isa, threads, flushing, case):
     run(ops, case, flushing)
 
 
+def test_flush_denormal_stays_as_it_was(ops, isa, flushing):
+    case = random_case(random.Random(3))
+    tiny = torch.tensor([1e-40])
+    for mode in (True, False):
+        flushing(mode)
+        ops.step_(*case.args())
+        assert (tiny * 1).view(torch.int32).item() == (0 if mode else tiny.view(torch.int32).item())
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_large_samples(ops, isa, threads, seed):
     """Samples that are divided among threads, whole blocks and the blocks at their ends."""

@@ -72,6 +72,45 @@ def test_vector_access_agrees(dtypes, bank, masks):
     assert wanted <= met and (len(dtypes) == 3 or met <= wanted | {(4, 2)}), (wanted, met)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_indices_on_the_device_are_clamped_and_flagged(seed):
+    """The CPU's op refuses these; a device cannot know before it runs."""
+    rng = np.random.default_rng(seed)
+    case = random_case(random.Random(seed + 40), empty=False, masks=False, row_kinds=("batch",))
+    while case.bank is None or case.status is None:
+        seed += 100
+        case = random_case(random.Random(seed), empty=False, masks=False, row_kinds=("batch",))
+    case.row = torch.from_numpy(rng.integers(-3, len(case.coef) + 3, case.row.shape))
+    case.bank_index = torch.from_numpy(rng.integers(-3, len(case.bank) + 3, case.bank_index.shape))
+    slots = len(case.inputs) + (0 if case.ring is None else len(case.ring))
+    case.coef[:, slots] = 0.5  # the bank's first term takes part in d
+    expected = expected_case(case)
+    run_step(case)
+    assert_same(case, expected)
+
+
+@pytest.mark.parametrize("masks, tokens", [(True, False), (False, True)])
+def test_logical_order_where_it_matters(masks, tokens):
+    """Samples that all lie channels-last, with a mask or with rows by token: these follow the logical order."""
+    case = random_case(random.Random(5), masks=False, noise=False, bank=False, ring=False, aliases=False, empty=False, specials=False)
+    shape, generator = (2, 4, 4, 8), torch.Generator().manual_seed(0)
+    layout = reference.Layout(1, 1)
+    case.inputs = [torch.randn(shape, generator=generator).to(memory_format=torch.channels_last)]
+    case.outputs = [torch.empty(shape).to(memory_format=torch.channels_last)]
+    case.coef = torch.randn(4, layout.width, generator=generator)
+    case.meta = torch.tensor([[-1, 8 * masks, 0, 0]] * 4, dtype=torch.int32)
+    case.scale, case.clip, case.row, case.row_index, case.status = None, None, None, 1, None
+    if tokens:
+        case.row = torch.tensor([[0, 1, 2, 3], [3, 0, 2, 1]])
+    if masks:
+        case.coef[:, layout.mask + 1 :: 2] = 0
+        case.known, case.mask = (torch.randn(s, generator=generator) for s in (shape, (2, 1, 4, 8)))
+        case.known = case.known.to(memory_format=torch.channels_last)
+    expected = expected_case(case)
+    run_step(case)
+    assert_same(case, expected)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_conversions_exhaustively(dtype):
     stored = np.arange(2**16, dtype=np.uint16)

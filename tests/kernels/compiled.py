@@ -1,8 +1,9 @@
-"""Compiles the kernels for a GPU that need not be there, and says what came out, as JSON. Run by test_compiled.py in a process
-of its own:  python compiled.py ARCH [NAME ...]"""
+"""Compiles the kernels for a GPU that need not be there, and says what came out, as JSON. Run by test_compiled.py in a
+process of its own:  python compiled.py ARCH [NAME ...] | drawn FIRST LAST | specializations"""
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from triton.compiler import ASTSource
 from triton.compiler.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
+import cases
 from fastdiff.kernels import launch
 from fastdiff.kernels.normal import normal_kernel
 from fastdiff.kernels.step import arguments, prepare, step_kernel
@@ -26,8 +28,8 @@ F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
 
 def step_args(inputs, outputs, *, shape=(4, 64, 64), batch=2, ring=0, noises=0, bank=0, rows=8, scale=False, clip=False, mask=False,
-              status=True, row=(), layout=torch.contiguous_format):
-    """Arguments of ``step_`` with the given dtypes and features; the values do not matter."""
+              status=True, row=(), vectors=None, layout=torch.contiguous_format):
+    """Arguments of ``step_`` with the given dtypes and features; the values do not matter. vectors: dtype of bank and mask."""
 
     def samples(dtype, lead=(batch,)):
         t = torch.zeros(*lead, *shape, dtype=dtype)
@@ -39,10 +41,10 @@ def step_args(inputs, outputs, *, shape=(4, 64, 64), batch=2, ring=0, noises=0, 
     return ([samples(d) for d in inputs], [samples(d) for d in outputs], samples(first, (ring, batch)) if ring else None,
             torch.zeros(rows, width), torch.zeros(rows, 4, dtype=torch.int32), torch.zeros(row, dtype=torch.int64), 0,
             torch.zeros(rows, noises, batch, 2, dtype=torch.int64) if noises else None,
-            torch.zeros(batch, K + ring) if scale else None, samples(first, (5,)) if bank else None,
+            torch.zeros(batch, K + ring) if scale else None, samples(vectors or first, (5,)) if bank else None,
             torch.zeros(batch, bank, dtype=torch.int32) if bank else None, torch.zeros(batch, bank) if bank else None,
             torch.zeros(batch, 3) if clip else None, samples(first) if mask else None,
-            torch.zeros(1, 1, *shape[1:], dtype=first) if mask else None, torch.tensor([2**31 - 1, 0], dtype=torch.int32) if status else None)
+            torch.zeros(1, 1, *shape[1:], dtype=vectors or first) if mask else None, torch.tensor([2**31 - 1, 0], dtype=torch.int32) if status else None)
 
 
 EVERYTHING = dict(ring=2, noises=3, bank=2, scale=True, clip=True, mask=True)
@@ -56,6 +58,7 @@ STEPS = {
     "odd size": lambda: step_args([F16, F16], [F16], noises=1, shape=(3, 7, 11)),
     "channels last": lambda: step_args([F32, F32], [F32], noises=1, layout=torch.channels_last),
     "tokens": lambda: step_args([F32, F32], [F32], noises=1, shape=(16, 64), row=(2, 16)),
+    "steered": lambda: step_args([F16, F16], [F16], noises=1, bank=2, mask=True, vectors=F32),
     "everything fp32": lambda: step_args([F32] * 3, [F32] * 3, **EVERYTHING),
     "everything fp16": lambda: step_args([F16] * 3, [F16] * 3, **EVERYTHING),
 }
@@ -121,6 +124,16 @@ def everything(arch, names):
     return result
 
 
+def drawn(first, last):
+    """Facts of drawn cases: any mixture of dtypes, layouts and features."""
+    result = {}
+    for seed in range(first, last):
+        case = cases.random_case(random.Random(seed), max_numel=3000, empty=False)
+        _, args, options = arguments(prepare(*case.args()), *case.args())
+        result[f"case {seed}: {case.note}"] = facts(compiled(step_kernel, args, options, 90), 90, 0)
+    return result
+
+
 def specializations():
     """What a launch is compiled for, over steps and sizes that must share one kernel."""
 
@@ -137,4 +150,6 @@ def specializations():
 
 
 if __name__ == "__main__":
-    print(json.dumps(specializations() if sys.argv[1] == "specializations" else everything(int(sys.argv[1]), sys.argv[2:])))
+    what, *rest = sys.argv[1:]
+    print(json.dumps(specializations() if what == "specializations" else drawn(*map(int, rest)) if what == "drawn"
+                     else everything(int(what), rest)))
