@@ -154,7 +154,7 @@ inline bool run_block(const StepArgs& a, Workspace& w, int64_t b, int64_t first,
   }
   for (int i = 0; i < p.noises; ++i) {
     const int source = kFromNoise + p.noise[i];
-    normals(p.stream[p.noise[i]], static_cast<uint64_t>(base) / 4, w.buffer[source]);
+    normals(p.stream[p.noise[i]], base, first, last, w.buffer[source]);
     w.at[source] = w.buffer[source];
     w.dtype[source] = Dtype::f32;
   }

@@ -15,11 +15,11 @@ struct Lane {
   static f add(f a, f b) { return _mm_add_ps(a, b); }
   static f sub(f a, f b) { return _mm_sub_ps(a, b); }
   static f mul(f a, f b) { return _mm_mul_ps(a, b); }
-  // See fused() in scalar.h. An inexact sum is replaced by its odd neighbour on the side of what was lost.
-  static __m128d fma_odd(__m128d a, __m128d b, __m128d c) {
-    const __m128d product = _mm_mul_pd(a, b), total = _mm_add_pd(product, c), other = _mm_sub_pd(total, product);
+  // See fused() in scalar.h: the product is exact in float64, the sum is rounded to odd, then to float32. An inexact sum
+  // is replaced by its odd neighbour on the side of what was lost.
+  static __m128d round_to_odd(__m128d product, __m128d c, __m128d total) {
+    const __m128d other = _mm_sub_pd(total, product), zero = _mm_setzero_pd();
     const __m128d error = _mm_add_pd(_mm_sub_pd(product, _mm_sub_pd(total, other)), _mm_sub_pd(c, other));
-    const __m128d zero = _mm_setzero_pd();
     const __m128i inexact = _mm_castpd_si128(_mm_or_pd(_mm_cmplt_pd(error, zero), _mm_cmpgt_pd(error, zero)));  // not NaN
     const __m128i bits = _mm_castpd_si128(total), one = _mm_set1_epi64x(1);
     // -1 where error and total differ in sign, else +1; the total of an inexact sum is not zero
@@ -28,11 +28,23 @@ struct Lane {
     const __m128i even = _mm_sub_epi64(_mm_and_si128(bits, one), one);  // all ones where the last bit is 0
     return _mm_castsi128_pd(_mm_add_epi64(bits, _mm_and_si128(_mm_and_si128(toward, inexact), even)));
   }
+  // All ones in the lower half where rounding twice could differ from rounding once: the float64 lies on the midpoint of
+  // two float32, or (the lower half is then set too) where those may be subnormal.
+  static __m128i doubtful(__m128d total) {
+    const __m128i low = _mm_and_si128(_mm_castpd_si128(total), _mm_set1_epi64x(0x1FFFFFFF));
+    const __m128d small = _mm_cmplt_pd(_mm_andnot_pd(_mm_set1_pd(-0.0), total), _mm_set1_pd(0x1p-125));
+    return _mm_or_si128(_mm_cmpeq_epi32(low, _mm_set1_epi64x(0x10000000)), _mm_castpd_si128(small));
+  }
   static f fma(f a, f b, f c) {
-    const __m128 low = _mm_cvtpd_ps(fma_odd(_mm_cvtps_pd(a), _mm_cvtps_pd(b), _mm_cvtps_pd(c)));
-    const __m128 high = _mm_cvtpd_ps(fma_odd(_mm_cvtps_pd(_mm_movehl_ps(a, a)), _mm_cvtps_pd(_mm_movehl_ps(b, b)),
-                                             _mm_cvtps_pd(_mm_movehl_ps(c, c))));
-    return _mm_movelh_ps(low, high);
+    const __m128d c_low = _mm_cvtps_pd(c), c_high = _mm_cvtps_pd(_mm_movehl_ps(c, c));
+    const __m128d low = _mm_mul_pd(_mm_cvtps_pd(a), _mm_cvtps_pd(b));
+    const __m128d high = _mm_mul_pd(_mm_cvtps_pd(_mm_movehl_ps(a, a)), _mm_cvtps_pd(_mm_movehl_ps(b, b)));
+    __m128d sum_low = _mm_add_pd(low, c_low), sum_high = _mm_add_pd(high, c_high);
+    if (__builtin_expect(_mm_movemask_epi8(_mm_or_si128(doubtful(sum_low), doubtful(sum_high))) & 0x0F0F, 0)) {
+      sum_low = round_to_odd(low, c_low, sum_low);
+      sum_high = round_to_odd(high, c_high, sum_high);
+    }
+    return _mm_movelh_ps(_mm_cvtpd_ps(sum_low), _mm_cvtpd_ps(sum_high));
   }
   static f sqrt(f a) { return _mm_sqrt_ps(a); }
   static f negate(f a) { return _mm_xor_ps(a, set(-0.0f)); }

@@ -38,18 +38,18 @@ struct Stream {
 #define FD_SCHEDULE
 #endif
 
-constexpr int kPairs = 2;  // registers of 32-bit words in flight, each from two chains of 64-bit lanes
-
-// Philox of kPairs * Lane::kWidth counters from `counter` on. Several chains hide each other's latency.
-FD_SCHEDULE inline void words_of(const Stream& s, uint64_t counter, Words::word (&x)[2 * kPairs][4]) {
+// Philox of pairs * Lane::kWidth counters from `counter` on: registers of 32-bit words, each from two chains of 64-bit
+// lanes. Several chains hide each other's latency.
+template <int pairs>
+FD_SCHEDULE inline void words_of(const Stream& s, uint64_t counter, Words::word (&x)[2 * pairs][4]) {
   using word = Words::word;
-  word first[2 * kPairs];
+  word first[2 * pairs];
   FD_UNROLL
-  for (int h = 0; h < 2 * kPairs; ++h) {
+  for (int h = 0; h < 2 * pairs; ++h) {
     first[h] = Words::add(Words::counter(counter + h / 2 * Lane::kWidth), h % 2 == 0 ? Words::even_blocks() : Words::odd_blocks());
   }
-  if (__builtin_expect(static_cast<uint32_t>(counter) > 0xFFFFFFFFu - kPairs * Lane::kWidth, 0)) {
-    for (int h = 0; h < 2 * kPairs; ++h) {  // the upper half of the counter differs between lanes
+  if (__builtin_expect(static_cast<uint32_t>(counter) > 0xFFFFFFFFu - pairs * Lane::kWidth, 0)) {
+    for (int h = 0; h < 2 * pairs; ++h) {  // the upper half of the counter differs between lanes
       x[h][0] = first[h];
       x[h][1] = Words::high(first[h]);
       x[h][2] = x[h][3] = Words::key(0);
@@ -62,7 +62,7 @@ FD_SCHEDULE inline void words_of(const Stream& s, uint64_t counter, Words::word 
   const word c2 = Words::key(static_cast<uint32_t>(same >> 32) ^ static_cast<uint32_t>(s.k1[1]));
   const word c3 = Words::key(static_cast<uint32_t>(same) ^ static_cast<uint32_t>(s.k1[2]));
   FD_UNROLL
-  for (int h = 0; h < 2 * kPairs; ++h) {
+  for (int h = 0; h < 2 * pairs; ++h) {
     const word p0 = Words::mul(first[h], kPhiloxM0);
     const word p1 = Words::mul(Words::xor2(Words::high(p0), Words::key(s.k1[0])), kPhiloxM1);
     const word q0 = Words::mul(Words::xor2(Words::high(p1), Words::key(s.k0[1])), kPhiloxM0);
@@ -75,7 +75,7 @@ FD_SCHEDULE inline void words_of(const Stream& s, uint64_t counter, Words::word 
   FD_UNROLL
   for (int round = 3; round < 10; ++round) {
     FD_UNROLL
-    for (int h = 0; h < 2 * kPairs; ++h) {
+    for (int h = 0; h < 2 * pairs; ++h) {
       const word p0 = Words::mul(x[h][0], kPhiloxM0), p1 = Words::mul(x[h][2], kPhiloxM1);
       x[h][0] = Words::xor3(Words::high(p1), x[h][1], Words::key(s.k0[round]));
       x[h][1] = p1;
@@ -85,24 +85,34 @@ FD_SCHEDULE inline void words_of(const Stream& s, uint64_t counter, Words::word 
   }
 }
 
-// Elements 4 block .. 4 block + kBlock - 1.
-inline void normals(const Stream& s, uint64_t block, float* out) {
-  constexpr int kElements = 4 * Lane::kWidth * kPairs;
+// Elements 4 block .. 4 block + 4 pairs Lane::kWidth - 1.
+template <int pairs>
+inline void normals_of(const Stream& s, uint64_t block, float* out) {
+  Words::word x[2 * pairs][4];
+  words_of<pairs>(s, s.offset + block, x);
   FD_UNROLL
-  for (int part = 0; part < kBlock / kElements; ++part) {
-    Words::word x[2 * kPairs][4];
-    words_of(s, s.offset + block + static_cast<uint64_t>(part) * Lane::kWidth * kPairs, x);
+  for (int p = 0; p < pairs; ++p) {
+    Lane::i w[4];
     FD_UNROLL
-    for (int p = 0; p < kPairs; ++p) {
-      Lane::i w[4];
-      FD_UNROLL
-      for (int j = 0; j < 4; ++j) w[j] = Words::merge(x[2 * p][j], x[2 * p + 1][j]);
-      Lane::f z[4];
-      box_muller<Lane>(w, z);
-      Words::transpose(z);
-      FD_UNROLL
-      for (int j = 0; j < 4; ++j) Lane::store_f32(out, part * kElements + (4 * p + j) * Lane::kWidth, z[j]);
-    }
+    for (int j = 0; j < 4; ++j) w[j] = Words::merge(x[2 * p][j], x[2 * p + 1][j]);
+    Lane::f z[4];
+    box_muller<Lane>(w, z);
+    Words::transpose(z);
+    FD_UNROLL
+    for (int j = 0; j < 4; ++j) Lane::store_f32(out, (4 * p + j) * Lane::kWidth, z[j]);
+  }
+}
+
+// The normals of the block of elements that starts at `base`; only first .. last - 1 of them are needed.
+inline void normals(const Stream& s, int64_t base, int64_t first, int64_t last, float* out) {
+  constexpr int half = kBlock / 2;
+  const uint64_t block = static_cast<uint64_t>(base) / 4;
+  if (first >= base + half) {
+    normals_of<1>(s, block + half / 4, out + half);
+  } else if (last <= base + half) {
+    normals_of<1>(s, block, out);
+  } else {
+    normals_of<2>(s, block, out);
   }
 }
 
@@ -110,13 +120,13 @@ inline void normals(const Stream& s, uint64_t block, float* out) {
 
 using Lane = ScalarLane;
 
-inline void normals(const Stream& s, uint64_t block, float* out) {
-  for (uint64_t i = 0; i < kBlock / 4; ++i) {
+inline void normals(const Stream& s, int64_t base, int64_t first, int64_t last, float* out) {
+  for (int64_t e = first - first % 4; e < last; e += 4) {
     uint32_t words[4];
     float z[4];
-    philox_block({s.seed, s.offset}, block + i, words);
+    philox_block({s.seed, s.offset}, static_cast<uint64_t>(e) / 4, words);
     box_muller<Lane>(words, z);
-    for (int j = 0; j < 4; ++j) out[4 * i + j] = z[j];
+    for (int j = 0; j < 4; ++j) out[e - base + j] = z[j];
   }
 }
 

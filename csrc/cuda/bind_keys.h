@@ -46,7 +46,8 @@ inline FoldInArgs bind_fold_in(const Tensor& keys, const Tensor& data) {
   const int64_t key_dims = keys.dim - 1;
   a.dims = key_dims > data.dim ? key_dims : data.dim;
   if (a.dims > kMaxDims) {
-    refuse("fold_in: keys has shape ", keys.shape(), ", data ", data.shape(), ": at most ", kMaxDims, " leading dimensions are taken");
+    refuse("fold_in: keys has shape ", keys.shape(), ", data ", data.shape(), ": at most ", kMaxDims,
+           " leading dimensions are taken");
   }
   a.key_stride_pair = keys.strides[key_dims];
   a.count = 1;
@@ -54,7 +55,8 @@ inline FoldInArgs bind_fold_in(const Tensor& keys, const Tensor& data) {
     const int64_t k = i - (a.dims - key_dims), d = i - (a.dims - data.dim);
     const int64_t key_size = k < 0 ? 1 : keys.sizes[k], data_size = d < 0 ? 1 : data.sizes[d];
     if (key_size != data_size && key_size != 1 && data_size != 1) {
-      refuse("fold_in: keys has shape ", keys.shape(), ", data ", data.shape(), ": the leading dimensions of keys must broadcast with data");
+      refuse("fold_in: keys has shape ", keys.shape(), ", data ", data.shape(),
+             ": the leading dimensions of keys must broadcast with data");
     }
     a.size[i] = key_size == 1 ? data_size : key_size;
     a.key_stride[i] = key_size == 1 ? 0 : keys.strides[k];

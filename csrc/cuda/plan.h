@@ -81,7 +81,8 @@ inline StepPlan plan_step(const StepArgs& given) {
     plan.valid &= plan.launch.inner == 0 || plan.launch.inner == v.inner;
     plan.launch.inner = v.inner;
   });
-  if (a.mask.data && a.mask_period % plan.elements == 0 && vectors(a.mask, a.batch, plan.elements) && a.numel % a.mask_period == 0)
+  if (a.mask.data && a.mask_period % plan.elements == 0 && a.numel % a.mask_period == 0 &&
+      vectors(a.mask, a.batch, plan.elements))
     plan.launch.aligned |= 1u << kAlignedMask;
   plan.launch.token_numel = a.tokens > 1 ? a.numel / a.tokens : a.numel;
   plan.valid &= a.tokens <= 1 || plan.launch.token_numel * a.tokens == a.numel;

@@ -34,7 +34,8 @@ int launch_step(const StepArgs& args, void* stream) {
   if (plan.elements == 0) return cudaSuccess;
   void* parameters[] = {&plan.launch};
   const Grid& g = plan.grid;
-  return cudaLaunchKernel(choose_kernel(plan, KernelOf{}), dim3(g.x, g.y, g.z), dim3(g.block_x, g.block_y), parameters, 0, static_cast<cudaStream_t>(stream));
+  return cudaLaunchKernel(choose_kernel(plan, KernelOf{}), dim3(g.x, g.y, g.z), dim3(g.block_x, g.block_y), parameters, 0,
+                          static_cast<cudaStream_t>(stream));
 }
 
 const char* launch_error(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }

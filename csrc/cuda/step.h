@@ -1,7 +1,7 @@
 // One row of a plan for the elements of one GPU thread. fastdiff/reference/step.py is the definition.
 //
 // The sums of d and of every y run side by side over the inputs, so that each input is read once and none is kept; the
-// inputs of a group of four are asked for together, so that their loads are under way at the same time. Which terms
+// inputs of a group are asked for together, so that their loads are under way at the same time. Which terms
 // there are is the same for a whole block (but for (B, T) rows and tiny samples): the branches on coefficients, dtypes
 // and layouts do not diverge.
 #pragma once
@@ -97,7 +97,8 @@ struct Mask {
 
 // sum_m g_m q_bm V_m added to up to `n` sums, whose weights start at row[first + i * stride].
 template <int E, bool kWide, int n>
-FD_HD inline void steer(const StepLaunch& launch, const Place& p, const float* row, int first, int stride, int count, float (&sums)[n][E]) {
+FD_HD inline void steer(const StepLaunch& launch, const Place& p, const float* row, int first, int stride, int count,
+                        float (&sums)[n][E]) {
   const StepArgs& a = launch.args;
   FD_ROLLED
   for (int term = 0; term < a.layout.bank; ++term) {
@@ -111,7 +112,8 @@ FD_HD inline void steer(const StepLaunch& launch, const Place& p, const float* r
     }
     if (!any) continue;
     const int64_t at = times(p.b, a.bank_index_stride_b) + term;
-    int64_t index = a.bank_index_is_64 ? static_cast<const int64_t*>(a.bank_index)[at] : static_cast<const int32_t*>(a.bank_index)[at];
+    int64_t index = a.bank_index_is_64 ? static_cast<const int64_t*>(a.bank_index)[at]
+                                       : static_cast<const int32_t*>(a.bank_index)[at];
     if (index < 0 || index >= a.bank_size) {
       report_flag(a.status, kBadBank);
       index = index < 0 ? 0 : a.bank_size - 1;

@@ -184,7 +184,9 @@ struct Place {
 };
 
 // b * stride, b < 2^32: two instructions where a product of two 64-bit numbers takes four.
-FD_HD inline int64_t times(uint32_t b, int64_t stride) { return static_cast<int64_t>(static_cast<uint64_t>(b) * static_cast<uint64_t>(stride)); }
+FD_HD inline int64_t times(uint32_t b, int64_t stride) {
+  return static_cast<int64_t>(static_cast<uint64_t>(b) * static_cast<uint64_t>(stride));
+}
 
 // One view's stored elements: E words of float32, or E / 2 words of 16-bit pairs.
 template <int E>

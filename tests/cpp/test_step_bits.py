@@ -90,6 +90,23 @@ def test_narrowing_around_every_16_bit_value(ops, isa, dtype):
     run(ops, _copy(torch.from_numpy(bits.view(np.float32))[None], torch.empty(1, len(bits), dtype=dtype)))
 
 
+@pytest.mark.parametrize("exponent", [0, 20, 100, -100, -124, -126, -128, -140, -149])
+def test_sums_at_midpoints(ops, isa, exponent):
+    """x + w t just above, on and just below the midpoint of two float32, where rounding twice goes wrong."""
+    one, ulp = 0x3F800000, np.arange(-3, 4)
+    x = np.concatenate([np.arange(one, one + 40), np.arange(one + 2**23 - 20, one + 2**23)]).astype(np.int32).view(np.float32)
+    t = (one + ulp).astype(np.int32).view(np.float32)
+    x, t = (v.ravel() for v in np.meshgrid(np.concatenate([x, -x]), t))
+    layout = reference.Layout(2, 1)
+    for shift in (23, 24, 25):
+        for w in (one + ulp - (shift << 23)).astype(np.int32).view(np.float32):
+            coef = torch.zeros(1, layout.width)
+            coef[0, layout.y(0)], coef[0, layout.y(0) + 1] = 1, float(w)
+            with np.errstate(all="ignore"):
+                inputs = [torch.from_numpy(np.ldexp(v, exponent).astype(np.float32))[None] for v in (x, t)]
+            run(ops, Case(inputs, [torch.empty(1, len(x))], coef=coef, meta=torch.tensor([[-1, 0, 0, 0]], dtype=torch.int32)))
+
+
 def _copy(x, y):
     """y = x, as a row."""
     layout = reference.Layout(1, 1)

@@ -7,7 +7,6 @@ csrc/ or of the tests' C++ compiles anything.
 import ctypes
 import fcntl
 import functools
-import getpass
 import hashlib
 import os
 import re
@@ -35,7 +34,7 @@ def kept(name, build, *extra):
     digest = hashlib.sha256(repr((name, *extra)).encode())
     for path in _sources():
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    top = Path(tempfile.gettempdir()) / f"fastdiff-tests-{getpass.getuser()}"
+    top = Path(tempfile.gettempdir()) / f"fastdiff-tests-{os.getuid()}"
     top.mkdir(exist_ok=True, mode=0o700)
     folder = top / f"{name}-{digest.hexdigest()[:20]}"
     with open(top / f"{name}.lock", "w") as lock:
@@ -75,7 +74,8 @@ def _headers(home):
 def _home():
     """The folder of the CUDA toolkit, or None."""
     found = shutil.which("nvcc")
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), found and Path(found).resolve().parents[1], "/usr/local/cuda"]
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), found and Path(found).resolve().parents[1],
+             "/usr/local/cuda"]
     return next((Path(h) for h in homes if h and (Path(h) / "bin" / "nvcc").exists() and _headers(Path(h))), None)
 
 
@@ -94,7 +94,8 @@ def compiled():
     def build(to):
         for unit in ("step", "noise"):
             with tempfile.TemporaryDirectory() as scratch:
-                options = [*NVCC_FLAGS, f"-arch={ARCH}", "-Xptxas", "-v", "-Xcompiler", "-fPIC", "--keep", "--keep-dir", scratch]
+                options = [*NVCC_FLAGS, f"-arch={ARCH}", "-Xptxas", "-v", "-Xcompiler", "-fPIC"]
+                options += ["--keep", "--keep-dir", scratch]
                 log = _run([compiler, *options, "-c", CUDA / f"{unit}.cu", "-o", to / f"{unit}.o"], cwd=scratch)
                 (to / f"{unit}.txt").write_text(log)
                 shutil.copy(Path(scratch) / f"{unit}.ptx", to)
@@ -119,7 +120,7 @@ def launcher():
         pytest.skip("no C++ compiler")
 
     def build(to):
-        _run([compiler, "-std=c++17", "-O1", "-fPIC", "-shared", "-Wl,-z,defs", f"-I{_headers(_home())}", HERE / "stub_runtime.cpp", objects / "step.o",
-              objects / "noise.o", "-o", to / "launcher.so"])
+        options = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wl,-z,defs", f"-I{_headers(_home())}"]
+        _run([compiler, *options, HERE / "stub_runtime.cpp", objects / "step.o", objects / "noise.o", "-o", to / "launcher.so"])
 
     return ctypes.CDLL(str(kept("launcher", build, str(compiler)) / "launcher.so"))

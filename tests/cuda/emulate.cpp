@@ -15,7 +15,8 @@ void each_thread(const Grid& g, const Thread& thread) {
     for (int64_t y = 0; y < g.y; ++y)
       for (int64_t x = 0; x < g.x; ++x)
         for (unsigned ty = 0; ty < g.block_y; ++ty)
-          for (unsigned tx = 0; tx < g.block_x; ++tx) thread(static_cast<uint32_t>((z * g.y + y) * g.block_y + ty), x * g.block_x + tx);
+          for (unsigned tx = 0; tx < g.block_x; ++tx)
+            thread(static_cast<uint32_t>((z * g.y + y) * g.block_y + ty), x * g.block_x + tx);
 }
 
 using StepThread = void(const StepLaunch&, uint32_t, int64_t);

@@ -17,7 +17,10 @@ OPS = torch.ops.fastdiff
 @pytest.mark.parametrize("block", range(10))
 def test_drawn_cases(block):
     for seed in range(20):
-        case = random_case(random.Random(5000 * block + seed), max_numel=5000, dtypes=("float32",) if block % 3 == 2 else ("float32", "float16", "bfloat16"))
+        options = {"dtypes": ("float32",)} if block % 3 == 2 else {}
+        if block % 4:
+            options |= {"masks": False, "row_kinds": ("int", "scalar", "batch"), "bank": block % 4 == 1}
+        case = random_case(random.Random(5000 * block + seed), max_numel=5000, **options)
         expected = expected_case(case)
         there = case.to("cuda")
         OPS.step_(*there.args())
@@ -32,7 +35,8 @@ def test_normal(dtype, shape):
     OPS.normal_(out, keys.cuda())
     expected = reference.narrow(reference.normal(keys.numpy(), out[0].numel()), str(dtype).split(".")[1])
     kind = torch.int32 if dtype == torch.float32 else torch.int16
-    assert np.array_equal(out.cpu().view(kind).numpy().reshape(shape[0], -1), expected.view(np.int32 if dtype == torch.float32 else np.int16))
+    stored = out.cpu().view(kind).numpy().reshape(shape[0], -1)
+    assert np.array_equal(stored, expected.view(stored.dtype))
 
 
 def test_keys():
@@ -48,7 +52,7 @@ def test_keys():
 
 def test_a_captured_step_replays():
     """Two replays of one captured step are two steps: nothing was baked in, copied or waited for."""
-    case = random_case(random.Random(11), dtypes=("float32",), layouts=("contiguous",), row_kinds=("scalar",), empty=False, aliases=True)
+    case = random_case(random.Random(11), dtypes=("float32",), layouts=("contiguous",), row_kinds=("scalar",), empty=False)
     case = case.to("cuda")
     OPS.step_(*case.clone().args())  # loads the kernel
     first = expected_case(case.to("cpu"))

@@ -57,8 +57,8 @@ def test_vector_access_agrees(dtypes, bank, masks):
     """Aligned samples, so that loads and stores are vectors, at sizes where the last thread is whole or not."""
     met = set()
     for seed in range(40):
-        case = random_case(random.Random(seed), dtypes=dtypes, layouts=("contiguous",), masks=masks, bank=bank, row_kinds=("int", "scalar", "batch"),
-                           empty=False, max_batch=2)
+        case = random_case(random.Random(seed), dtypes=dtypes, layouts=("contiguous",), masks=masks, bank=bank,
+                           row_kinds=("int", "scalar", "batch"), empty=False, max_batch=2)
         if case.sample[0].numel() % 8:
             continue
         expected = expected_case(case)
@@ -150,7 +150,8 @@ def simple(batch, numel, dtype=torch.float32, noises=0):
     return a
 
 
-@pytest.mark.parametrize("batch, numel", [(1, 1), (1, 2**33 + 5), (65536, 16), (3_000_000, 1), (2**31, 4), (70000, 4096), (5, 2**31 + 3)])
+@pytest.mark.parametrize("batch, numel", [(1, 1), (1, 2**33 + 5), (65536, 16), (3_000_000, 1), (2**31, 4),
+                                          (70000, 4096), (5, 2**31 + 3)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_grid_covers_everything_within_the_limits(batch, numel, dtype):
     p = plan(simple(batch, numel, dtype))
@@ -235,7 +236,8 @@ def fold_in(keys, data):
     shape = torch.broadcast_shapes(keys.shape[:-1], data.shape)
     out = torch.zeros(*shape, 2, dtype=torch.int64)
     k, d = keys.expand(*shape, 2), data.expand(shape)
-    a = A.FoldInArgs(count=d.numel(), dims=len(shape), key_stride_pair=k.stride(-1), keys=k.data_ptr(), data=d.data_ptr(), out=out.data_ptr())
+    a = A.FoldInArgs(count=d.numel(), dims=len(shape), key_stride_pair=k.stride(-1), keys=k.data_ptr(),
+                     data=d.data_ptr(), out=out.data_ptr())
     a.size[: len(shape)], a.key_stride[: len(shape)], a.data_stride[: len(shape)] = shape, k.stride()[:-1], d.stride()
     assert emulator().emulate_fold_in(c.byref(a)) == 0
     return out

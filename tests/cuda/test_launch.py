@@ -27,7 +27,8 @@ def test_steps():
     kernels = set()
     for seed in range(90):
         case = random_case(random.Random(seed), dtypes=("float32",) if seed % 2 else ("float32", "float16", "bfloat16"),
-                           bank=seed % 6 > 2, masks=seed % 6 > 4, row_kinds=("int", "tokens") if seed % 6 > 4 else ("int", "scalar", "batch"))
+                           bank=seed % 6 > 2, masks=seed % 6 > 4,
+                           row_kinds=("int", "tokens") if seed % 6 > 4 else ("int", "scalar", "batch"))
         args = A.step_args(case)
         out = (c.c_int64 * 9)()
         assert emulator().emulate_plan(c.byref(args), out)

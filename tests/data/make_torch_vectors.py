@@ -69,8 +69,8 @@ def words_by_triton(pairs):
 
 def main():
     pairs = [(s, o) for s in SEEDS for o in (OFFSETS if s in (0, 42, TOP - 1) else OFFSETS[::3])]
-    keys = [{"key": [str(v) for v in pair], "data": str(i),
-             "fold_in": text(random.fold_in(key_of(pair), i))} for pair in pairs for i in (DATA if pair[1] in (0, TOP - 1) else DATA[:2])]
+    keys = [{"key": [str(v) for v in pair], "data": str(i), "fold_in": text(random.fold_in(key_of(pair), i))}
+            for pair in pairs for i in (DATA if pair[1] in (0, TOP - 1) else DATA[:2])]
     splits = [{"key": [str(v) for v in pair], "split": [text(k) for k in random.split(key_of(pair), 5)]} for pair in pairs[::4]]
     words = [{"key": [str(v) for v in pair], "words": words_by_fold_in(pair, 2)} for pair in pairs]
     triton = [{"key": [str(v) for v in pair], "words": row} for pair, row in zip(pairs, words_by_triton(pairs))]

