@@ -6,7 +6,7 @@ import torch
 import triton
 from triton import knobs
 
-from .checks import sample_layout
+from ..checks import sample_layout
 from .tile import CHANNELS_LAST, DENSE, WIDE
 
 __all__ = ["Geometry", "geometry", "grid", "interpreted", "periodic_mode", "run"]

@@ -7,7 +7,7 @@ that the compiler joins no multiplication with an addition.
 import triton
 import triton.language as tl
 
-from .checks import check_normal
+from ..checks import check_normal
 from .launch import geometry, run
 from .philox import philox
 from .tile import join4, join8, store

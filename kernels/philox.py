@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .checks import check_fold_in, check_raw_words, check_run_keys
+from ..checks import check_fold_in, check_raw_words, check_run_keys
 from .launch import grid, run
 
 __all__ = ["fold_in", "philox", "raw_words", "run_keys"]

@@ -9,7 +9,7 @@ of a row is compiled in: rows are data.
 import triton
 import triton.language as tl
 
-from .checks import check_indices, check_step
+from ..checks import check_indices, check_step
 from .launch import geometry, periodic_mode, run
 from .normal import normal_tile
 from .tile import load, load_periodic, split, store

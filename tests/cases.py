@@ -111,9 +111,6 @@ class Case:
         return "Case(" + self.note + "\n" + "\n".join(lines) + ")"
 
 
-# ---------------------------------------------------------------------------------------------------- what it must give
-
-
 def _stored(t):
     """The values of a float tensor as the reference stores them: (numpy array, dtype name)."""
     t = t.detach().cpu()
@@ -194,9 +191,6 @@ def assert_same(case, expected):
             at = tuple(where[0].tolist())
             raise AssertionError(f"{label}{list(at)}: {x[at].item()!r} ({xb[at].item() & 0xFFFFFFFF:#x}), expected {y[at].item()!r} "
                                  f"({yb[at].item() & 0xFFFFFFFF:#x}); {len(where)} of {x.numel()} elements differ\n{expected!r}")
-
-
-# ---------------------------------------------------------------------------------------------------------- how to draw
 
 
 class _Random:

@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 
+import benchmarks.zoo.threads  # noqa: F401  isort: skip  (before torch)
 import torch
 from PIL import Image
 from safetensors import safe_open

@@ -10,15 +10,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 from pathlib import Path
 
-# OpenMP threads that spin while they wait starve one another when another program takes a core: a step was measured to
-# take 25 times as long. A bounded spin, then sleep, costs nothing on idle cores. Read when torch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-
+import benchmarks.zoo.threads  # noqa: F401  isort: skip  (before torch)
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
