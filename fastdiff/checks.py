@@ -3,7 +3,9 @@ the same. Where tensors are on the CPU, indices are read and refused too; on a d
 
 import torch
 
-__all__ = ["check_fold_in", "check_indices", "check_normal", "check_raw_words", "check_run_keys", "check_step", "sample_layout"]
+from .reference.step import CLIP, MASK_INPUT, Layout
+
+__all__ = ["check_fold_in", "check_indices", "check_normal", "check_raw_words", "check_rows", "check_run_keys", "check_step", "sample_layout"]
 
 MAX_SLOTS, MAX_OUTPUTS, MAX_BANK, MAX_NOISES = 12, 3, 16, 16
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -182,6 +184,33 @@ def check_indices(row, row_index, rows, bank, bank_index):
             raise ValueError(f"step_: bank_index holds {low} to {high}: bank has vectors 0 to {len(bank) - 1}")
 
 
+def check_rows(inputs, outputs, ring, coef, meta, row, row_index, keys, bank_index, known, mask):
+    """CPU only: whether each row in use has what its flags need. Indices have been checked."""
+    slots = 0 if ring is None else ring.shape[0]
+    layout = Layout(len(inputs) + slots, len(outputs), 0 if bank_index is None else bank_index.shape[1],
+                    0 if keys is None else keys.shape[1])
+    allowed = CLIP | ((1 << (2 + len(outputs))) - 1) * MASK_INPUT
+    for r in {row_index} if row is None else set(row.flatten().tolist()):
+        slot, flags, masked, mask_noise = meta[r].tolist()
+        if slot >= slots:
+            raise ValueError(f"step_: row {r} of meta keeps d in ring slot {slot}: the ring has {slots} slots")
+        if flags & ~allowed:
+            raise ValueError(f"step_: row {r} of meta has flags {flags}: with {len(outputs)} outputs the sum of some of {allowed} is "
+                             "taken")
+        if flags & MASK_INPUT and not 0 <= masked < layout.inputs:
+            raise ValueError(f"step_: row {r} of meta masks input {masked}: inputs and ring slots are 0 to {layout.inputs - 1}")
+        for target in range(2 + len(outputs)):
+            if not flags & MASK_INPUT << target:
+                continue
+            if mask is None:
+                raise ValueError(f"step_: row {r} of meta has a mask flag ({flags}), but mask is None")
+            k0, k1 = coef[r, layout.mask + 2 * target : layout.mask + 2 * target + 2].tolist()
+            if k0 != 0 and known is None:
+                raise ValueError(f"step_: row {r} of coef mixes in the known image, but known is None")
+            if k1 != 0 and not 0 <= mask_noise < layout.noises:
+                raise ValueError(f"step_: row {r} of meta masks with noise term {mask_noise}: keys holds {layout.noises} noise terms")
+
+
 def check_step(inputs, outputs, ring, coef, meta, row, row_index, keys, scale, bank, bank_index, bank_weight, clip, known,
                mask, status):
     """The arguments of ``step_``, as its schema lists them. Raises ``ValueError``."""
@@ -260,6 +289,8 @@ def check_step(inputs, outputs, ring, coef, meta, row, row_index, keys, scale, b
     if batch and 0 not in shape:
         _check_overlap(inputs, outputs, ring, known, [(name, t, int(name in ("bank", "mask"))) for name, t in others.items()])
     check_indices(row, row_index, rows, bank, bank_index)
+    if coef.is_cpu:
+        check_rows(inputs, outputs, ring, coef, meta, row, row_index, keys, bank_index, known, mask)
 
 
 def check_normal(out, keys):

@@ -45,7 +45,7 @@ whole = torch.zeros
 
 WRONG = {
     "no output": (change(outputs=[], ring=None), "outputs is empty", "nothing to write"),
-    "four outputs": (change(outputs=lambda c: [torch.empty_like(c.inputs[0]) for _ in range(4)]), "4 tensors", "at most 3"),
+    "four outputs": (change(outputs=lambda c: [torch.zeros_like(c.inputs[0]) for _ in range(4)]), "4 tensors", "at most 3"),
     "thirteen inputs": (change(inputs=lambda c: [c.inputs[0]] * 13), "13 tensors", "at most 12"),
     "inputs and slots": (change(inputs=lambda c: [c.inputs[0]] * 11), "11 tensors and ring 2 slots", "at most 12"),
     "input shape": (change(inputs=lambda c: [c.inputs[0], whole(B, 3, 4, 6)]), "inputs[1] has shape (2, 3, 4, 6), outputs[0] has (2, 3, 4, 5)", "one shape"),
