@@ -21,6 +21,13 @@ bench: $(VENV)/.built
 zoo: $(VENV)/.built
 	$(BIN)/python -m benchmarks.zoo.train all
 
+# The C++ tests under AddressSanitizer and UBSan. Leak checks are off: Python itself would fail them.
+sanitize: $(VENV)/.built
+	FASTDIFF_SANITIZE=1 $(BIN)/python setup.py -q build --build-lib build/sanitize/lib
+	PYTHONPATH=build/sanitize/lib LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	$(BIN)/pytest -q tests/cpp -k "not 2_to_the_31 and not instruction"
+
 # The wheel in an empty environment, outside the checkout, with and without C++.
 wheel-test: $(VENV)/.built
 	tests/packaging/wheel_test.sh native
