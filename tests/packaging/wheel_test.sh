@@ -18,6 +18,6 @@ ls "$work/dist"
 "$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$root/requirements.txt"
 "$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -r "$root/requirements-no-deps.txt" "$work"/dist/*.whl
 
-mkdir "$work/away" && cp -r "$root/tests" "$root/pyproject.toml" "$work/away" && cd "$work/away"
+mkdir "$work/away" && cp -r "$root/tests" "$root/benchmarks" "$root/docs" "$root/README.md" "$root/pyproject.toml" "$work/away" && cd "$work/away"
 "$work/venv/bin/fastdiff" doctor
 "$work/venv/bin/pytest" -n 2 --dist worksteal -q tests
