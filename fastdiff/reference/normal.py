@@ -61,7 +61,7 @@ def _circle(u):
 
 def box_muller(words):
     """words: (..., 4k) uint32, whole Philox blocks. Returns float32 of the same shape."""
-    u = uniform(words).reshape(*words.shape[:-1], -1, 2, 2)
+    u = uniform(words).reshape(*words.shape[:-1], words.shape[-1] // 4, 2, 2)
     radius = _radius(np.ascontiguousarray(u[..., 0]))
     c, s = _circle(np.ascontiguousarray(u[..., 1]))
     return np.stack([radius * c, radius * s], axis=-1).reshape(words.shape)
@@ -69,7 +69,7 @@ def box_muller(words):
 
 def box_muller64(words):
     """The same map in float64 from the same float32 uniforms: what the float32 sequence approximates."""
-    u = uniform(words).astype(np.float64).reshape(*words.shape[:-1], -1, 2, 2)
+    u = uniform(words).astype(np.float64).reshape(*words.shape[:-1], words.shape[-1] // 4, 2, 2)
     radius, angle = np.sqrt(-2 * np.log(u[..., 0])), 2 * np.pi * u[..., 1]
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1).reshape(words.shape)
 

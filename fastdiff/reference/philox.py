@@ -65,5 +65,5 @@ def raw_words(keys, first, count):
     with np.errstate(over="ignore"):
         counter = keys[..., 1:] + blocks
     words = np.stack(philox(_split(keys[..., :1]), (*_split(counter), 0, 0)), axis=-1)
-    words = words.reshape(*words.shape[:-2], -1)
+    words = words.reshape(*words.shape[:-2], 4 * len(blocks))
     return words[..., first % 4 : first % 4 + len(element)]

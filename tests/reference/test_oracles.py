@@ -145,3 +145,11 @@ def test_words_do_not_depend_on_where_one_starts():
     all_words = reference.raw_words(key, 0, 40)
     for first in range(9):
         assert (reference.raw_words(key, first, 13) == all_words[first : first + 13]).all()
+
+
+def test_nothing_is_a_size_too():
+    keys = np.array([[9, 0], [8, 0]], dtype=np.int64)
+    assert reference.raw_words(keys, 0, 0).shape == (2, 0)
+    assert reference.raw_words(keys[:0], 0, 5).shape == (0, 5)
+    assert reference.normal(keys, 0).shape == (2, 0)
+    assert reference.normal(keys[:0], 3).shape == (0, 3)
