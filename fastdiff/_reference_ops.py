@@ -1,5 +1,7 @@
 """The ops on torch tensors, computed by ``fastdiff.reference``. Slow; for machines with nothing better, and for tests."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 
@@ -30,6 +32,21 @@ def _array(tensor):
     return None if tensor is None else tensor.detach().cpu().numpy()
 
 
+@contextmanager
+def _subnormals():
+    """NumPy follows the thread's mode, which torch.set_flush_denormal may have changed; the op keeps subnormals."""
+    tiny = np.array([1e-39], dtype=np.float32)
+    flushed = (tiny * np.float32(1))[0] == 0
+    if flushed:
+        torch.set_flush_denormal(False)
+    try:
+        yield
+    finally:
+        if flushed:
+            torch.set_flush_denormal(True)
+
+
+@_subnormals()
 def step_(inputs, outputs, ring, coef, meta, row, row_index, keys, scale, bank, bank_index, bank_weight, clip, known,
           mask, status):
     check_step(inputs, outputs, ring, coef, meta, row, row_index, keys, scale, bank, bank_index, bank_weight, clip,
@@ -56,6 +73,7 @@ def step_(inputs, outputs, ring, coef, meta, row, row_index, keys, scale, bank, 
         status.copy_(torch.from_numpy(result.status))
 
 
+@_subnormals()
 def normal_(out, keys):
     check_normal(out, keys)
     if out.numel():

@@ -172,19 +172,15 @@ def _check_row(row, like_name, batch, shape):
                          "dimension of a sample) is taken")
 
 
-def check_indices(row, row_index, rows, bank, bank_index):
-    """What stands in row_index and, on the CPU, in row and bank_index."""
+def check_indices(row, row_index, rows):
+    """What stands in row_index and, on the CPU, in row."""
     if row is None and not 0 <= row_index < rows:
         raise ValueError(f"step_: row_index is {row_index}: the table has rows 0 to {rows - 1}")
     if row is not None and row.is_cpu and row.numel() and not 0 <= int(row.min()) <= int(row.max()) < rows:
         raise ValueError(f"step_: row holds {int(row.min())} to {int(row.max())}: the table has rows 0 to {rows - 1}")
-    if bank_index is not None and bank_index.is_cpu and bank_index.numel():
-        low, high = int(bank_index.min()), int(bank_index.max())
-        if not 0 <= low <= high < len(bank):
-            raise ValueError(f"step_: bank_index holds {low} to {high}: bank has vectors 0 to {len(bank) - 1}")
 
 
-def check_rows(inputs, outputs, ring, coef, meta, row, row_index, keys, bank_index, known, mask):
+def check_rows(inputs, outputs, ring, coef, meta, row, row_index, keys, bank, bank_index, bank_weight, known, mask):
     """CPU only: whether each row in use has what its flags need. Indices have been checked."""
     slots = 0 if ring is None else ring.shape[0]
     layout = Layout(len(inputs) + slots, len(outputs), 0 if bank_index is None else bank_index.shape[1],
@@ -199,6 +195,11 @@ def check_rows(inputs, outputs, ring, coef, meta, row, row_index, keys, bank_ind
                              "taken")
         if flags & MASK_INPUT and not 0 <= masked < layout.inputs:
             raise ValueError(f"step_: row {r} of meta masks input {masked}: inputs and ring slots are 0 to {layout.inputs - 1}")
+        for b, m in () if bank_index is None else ((bank_index < 0) | (bank_index >= len(bank))).nonzero().tolist():
+            here = row is None or row.ndim == 0 or bool((row[b] == r).any())
+            columns = [layout.inputs + m] + [layout.y(i) + layout.inputs + 1 + m for i in range(len(outputs))]
+            if here and bool((coef[r, columns] * bank_weight[b, m] != 0).any()):
+                raise ValueError(f"step_: bank_index[{b}, {m}] is {int(bank_index[b, m])}: the bank holds vectors 0 to {len(bank) - 1}")
         for target in range(2 + len(outputs)):
             if not flags & MASK_INPUT << target:
                 continue
@@ -288,9 +289,9 @@ def check_step(inputs, outputs, ring, coef, meta, row, row_index, keys, scale, b
         _need_contiguous("step_", "status", status)
     if batch and 0 not in shape:
         _check_overlap(inputs, outputs, ring, known, [(name, t, int(name in ("bank", "mask"))) for name, t in others.items()])
-    check_indices(row, row_index, rows, bank, bank_index)
+    check_indices(row, row_index, rows)
     if coef.is_cpu:
-        check_rows(inputs, outputs, ring, coef, meta, row, row_index, keys, bank_index, known, mask)
+        check_rows(inputs, outputs, ring, coef, meta, row, row_index, keys, bank, bank_index, bank_weight, known, mask)
 
 
 def check_normal(out, keys):

@@ -76,20 +76,25 @@ def sample(
     png: Annotated[Optional[Path], typer.Option(help="also a picture: a grid of the samples")] = None,
 ) -> None:
     """Samples from a model in a Python file of your own."""
+    import torch
     from safetensors.torch import save_file
 
     import fastdiff
+    from fastdiff.files import check_target, written
 
     sizes = _literal("shape", f"({shape},)")
     plan = fastdiff.plan(sampler, schedule=schedule, prediction=prediction, steps=steps, **_options(option or []))
     for path in filter(None, (out, png)):
-        if not path.parent.is_dir():
-            raise Refused(f"{path.parent} is not a folder")
+        check_target(path)
+    if device is not None:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise Refused(f"--device is {device!r}: {str(error).splitlines()[0]}") from None
     net = load_model(model)
     images = fastdiff.sample(net, plan, (count, *sizes), seed, batch_size=batch_size, device=device).cpu()
-    temporary = out.with_name(out.name + ".tmp")
-    save_file({"samples": images}, temporary, metadata={"plan": plan.to_json(), "seed": str(seed)})
-    os.replace(temporary, out)
+    with written(out) as temporary:
+        save_file({"samples": images}, temporary, metadata={"plan": plan.to_json(), "seed": str(seed)})
     typer.echo(f"{out}: {tuple(images.shape)}")
     if png is not None:
         from fastdiff.demo import save_grids
@@ -140,17 +145,19 @@ def _options(pairs: list[str]) -> dict:
         name, equals, value = pair.partition("=")
         if not equals or not name.isidentifier():
             raise Refused(f"--option is {pair!r}: NAME=VALUE is taken")
-        try:
-            options[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[name] = value
+        for read in (ast.literal_eval, float, str):
+            try:
+                options[name] = read(value)
+                break
+            except (ValueError, SyntaxError):
+                pass
     return options
 
 
 def main() -> None:
     """Entry point: mistakes of the caller end in one line and exit code 2, Ctrl-C in 130."""
     try:
-        app(standalone_mode=False)
+        sys.exit(app(standalone_mode=False) or 0)  # the code of an interruption is returned, not raised
     except typer.Exit as ended:
         sys.exit(ended.exit_code)
     except (Refused, ValueError, TypeError, FloatingPointError) as error:

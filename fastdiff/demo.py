@@ -13,6 +13,8 @@ import torch
 
 import fastdiff as fd
 
+from .files import written
+
 __all__ = ["run", "save_grids"]
 
 SAMPLERS = {  # name -> steps, class in diffusers
@@ -130,9 +132,8 @@ def run(out: Path, network: Path, count: int = 64) -> list[dict]:
         table.add_row(r["sampler"], str(r["steps"]), r["by"], f"{r['ms_per_image']:.1f}", f"{r['sampler_ms_per_step']:.3f}",
                       f"{100 * r['sampler_share']:.2f} %", "" if r["difference"] is None else f"{r['difference']:.1e}")
     Console(width=None if os.isatty(1) else 120).print(table)
-    temporary = out / "samples.safetensors.tmp"
-    save_file({name: x.contiguous() for name, x in images.items()}, temporary)
-    os.replace(temporary, out / "samples.safetensors")
+    with written(out / "samples.safetensors") as temporary:
+        save_file({name: x.contiguous() for name, x in images.items()}, temporary)
     save_grids(out / "samples.png", {f"{name}, {SAMPLERS[name][0]} steps": x for name, x in images.items()})
     print(f"{out / 'samples.png'}")
     return rows
@@ -158,7 +159,6 @@ def save_grids(path: Path, images: dict[str, torch.Tensor]) -> None:
         axis.set_title(title)
         axis.axis("off")
     figure.tight_layout()
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, format="png", dpi=110)
+    with written(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
     pyplot.close(figure)
-    os.replace(temporary, path)

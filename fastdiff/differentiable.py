@@ -79,6 +79,8 @@ def _setup(ctx, inputs, output):
 
 
 def _backward(ctx, grads):
+    if torch.is_grad_enabled():
+        raise RuntimeError("fd.step can be differentiated once: its gradient was asked for with create_graph=True")
     saved = ctx.saved_tensors
     values, (ring, coef, meta, row, keys, scale, bank, bank_index, bank_weight, clip, known, mask) = (
         list(saved[: ctx.listed]), saved[ctx.listed :])
@@ -177,7 +179,7 @@ def _backward(ctx, grads):
             grad_bank = grad_bank.index_add(0, bank_index[:, m].long(), (q(m) * g).broadcast_to(like.shape))
 
     return (
-        [g.to(v.dtype) for g, v in zip(grad_values, values)], None,
+        [g.to(v.dtype) for g, v in zip(grad_values, values)], None if ctx.dtypes else [],
         None if ring is None else torch.stack(grad_ring).to(ring.dtype), None, None, None, None, None, grad_scale,
         None if bank is None else grad_bank.to(bank.dtype), None, grad_weight, None,
         None if known is None else grad_known.to(known.dtype), None,

@@ -19,6 +19,8 @@ __all__ = ["GRIDS"]
 def karras(schedule, steps, sigma_min=None, sigma_max=None, rho=7.0, final="zero"):
     """Karras et al. 2022, eq. 5: uniform in sigma^(1/rho)."""
     low, high = _range(schedule, sigma_min, sigma_max)
+    if not (np.isfinite(rho) and rho > 0):
+        raise ValueError(f"rho is {rho}; it takes a finite number > 0")
     ramp = np.linspace(0, 1, steps)
     return _end(schedule, (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho, final)
 

@@ -122,19 +122,27 @@ def _register() -> list[Choice]:
     return choices
 
 
+_STEP_NAMES = ("coef", "meta", "row", "row_index", "keys", "scale", "bank", "bank_index", "bank_weight", "clip", "known",
+               "mask", "status")
+
+
+def _one_device(op: str, **tensors) -> None:
+    """A call that mixes meta tensors with others comes to the fake kernel, which does nothing: it is refused."""
+    given = [(name, t) for name, t in tensors.items() if isinstance(t, torch.Tensor)]
+    for name, tensor in given:
+        if tensor.device != given[0][1].device:
+            raise ValueError(f"{op}: {name} is on {tensor.device}, {given[0][0]} on {given[0][1].device}: one device is taken")
+
+
 def _fake_step_(inputs, outputs, ring, *rest) -> None:
-    """Nothing to compute; a call that mixes meta tensors with others comes here too, and is refused."""
-    names = [f"inputs[{i}]" for i in range(len(inputs))] + [f"outputs[{i}]" for i in range(len(outputs))]
-    named = [(n, t) for n, t in zip(names, [*inputs, *outputs])]
-    for name, tensor in named:
-        if tensor.device != named[-1][1].device:
-            raise ValueError(f"step_: {name} is on {tensor.device}, {named[-1][0]} on {named[-1][1].device}: one device is taken")
+    lists = {f"{what}[{i}]": t for what, tensors in (("outputs", outputs), ("inputs", inputs)) for i, t in enumerate(tensors)}
+    _one_device("step_", **lists, ring=ring, **dict(zip(_STEP_NAMES, rest)))
 
 
 def _register_fakes() -> None:
     fake = torch.library.register_fake
     fake("fastdiff::step_", _fake_step_, lib=_library)
-    fake("fastdiff::normal_", lambda *args: None, lib=_library)
+    fake("fastdiff::normal_", lambda out, keys: _one_device("normal_", out=out, keys=keys), lib=_library)
     fake("fastdiff::fold_in", lambda keys, data: keys.new_empty(
         (*torch.broadcast_shapes(keys.shape[:-1], data.shape), 2)), lib=_library)
     fake("fastdiff::run_keys", lambda seeds, streams, draws: seeds.new_empty(

@@ -234,6 +234,9 @@ class Plan:
         if g is None and h is None:
             raise ValueError("with_bank takes g, h or both, given neither")
         h = None if h is None else np.asarray(h, np.float64)
+        for name, value in (("g", g(1.0) if callable(g) else g), ("h", h)):
+            if value is not None and np.ndim(value) == 0:
+                raise ValueError(f"{name} is {value!r}; it takes an array whose last dimension is the number of vectors")
         M = h.shape[-1] if g is None else np.shape(g(1.0) if callable(g) else g)[-1]
         g = np.zeros((len(self), M)) if g is None else self._each_row(g, "g", (M,)) * self.calls_model[:, None]
         h = np.zeros((len(self), len(self.outputs), M)) if h is None else h
@@ -280,6 +283,10 @@ class Plan:
         given = data.pop("format", None) if isinstance(data, dict) else type(data).__name__
         if given != FORMAT:
             raise ValueError(f"this is not a plan of format {FORMAT}: its format is {given!r}")
+        names = {f.name for f in fields(cls)}
+        if set(data) != names:
+            wrong = ", ".join(sorted(set(data) ^ names))
+            raise ValueError(f"this plan's fields are not those of format {FORMAT}: missing or not known: {wrong}")
         data |= {name: [float.fromhex(value) for value in data[name]] for name in _EXACT}
         data["coef"] = [np.frombuffer(bytes.fromhex(row), ">f4").astype(np.float64) for row in data["coef"]]
         data |= {
@@ -287,6 +294,13 @@ class Plan:
             for name in ("streams", "draws")
         }
         return cls(**data)
+
+    def __setstate__(self, state):
+        """After a copy or from a pickle: arrays are read-only again."""
+        for name, value in state.items():
+            if isinstance(value, np.ndarray):
+                value.setflags(write=False)
+            object.__setattr__(self, name, value)
 
     def __eq__(self, other) -> bool:
         """The same table, bit by bit, made in the same way."""

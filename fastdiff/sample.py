@@ -8,11 +8,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from .noise import as_seeds
+from .checks import sample_layout
+from .files import written
+from .noise import as_seeds, checked_shape
 from .plan import Plan
 
 __all__ = ["Progress", "Stepper", "sample"]
@@ -55,7 +56,7 @@ class Stepper:
 
     def __init__(self, plan: Plan, shape: Sequence[int], seeds, *, device="cpu", dtype=torch.float32, init=None, known=None,
                  mask=None, scale=None, bank=None, bank_index=None, bank_weight=None, clip=None):
-        shape = _checked_shape(shape)
+        shape = checked_shape(shape, 2)
         _check_plan(plan)
         if dtype not in _MODEL_DTYPES:
             raise TypeError(f"dtype is {dtype}: torch.float32, torch.float16 or torch.bfloat16 is taken")
@@ -81,6 +82,7 @@ class Stepper:
         self._calls = plan.calls_model.tolist()
         self._external = [i for i, name in enumerate(plan.inputs) if name not in self._buffers]
         x = self._buffers["x"]
+        self._shape = x.shape
         self._inputs = [self._buffers.get(name, x) for name in plan.inputs]
         self._outputs = [self._buffers[name] for name in plan.outputs]
         self._extras = (self._keys, scale, bank, bank_index, bank_weight, clip, known, mask, self.status)
@@ -96,6 +98,8 @@ class Stepper:
 
     def _apply(self, row, row_index):
         self._op(self._inputs, self._outputs, self._ring, self._coef, self._meta, row, row_index, *self._extras)
+        if torch.is_grad_enabled():  # what autograd saved of the buffers is no longer there: let it say so
+            torch.autograd.graph.increment_version(self._outputs)
 
     @property
     def done(self) -> bool:
@@ -135,11 +139,17 @@ class Stepper:
             raise ValueError(f"step was given {len(outputs)} model outputs: {len(self._external)} ({names}) are taken")
         if row is None:
             self._refuse_done()
+        elif not isinstance(row, torch.Tensor):
+            raise TypeError(f"row is {row!r}: a tensor of rows is taken, or None for the run's own")
         for i, value in zip(self._external, outputs):
             if not isinstance(value, torch.Tensor):
                 raise TypeError(f"the model returned {type(value).__name__}: a tensor is taken")
-            if value.shape != self.x.shape:
-                raise ValueError(f"the model returned shape {tuple(value.shape)}: {tuple(self.x.shape)} is taken")
+            if value.shape != self._shape:
+                raise ValueError(f"the model returned shape {tuple(value.shape)}: {tuple(self._shape)} is taken")
+            if value.dtype not in _MODEL_DTYPES:
+                raise TypeError(f"the model returned {value.dtype}: torch.float32, torch.float16 or torch.bfloat16 is taken")
+            if not value.is_contiguous() and sample_layout(value) is None or value.stride(0) == 0:
+                value = value.contiguous()  # a crop, a broadcast
             self._inputs[i] = value
         try:
             if row is not None:
@@ -169,6 +179,8 @@ class Stepper:
             what = [name for bit, name in ((1, "a row index"), (2, "a bank index")) if flags & bit]
             raise IndexError(f"{' and '.join(what)} on the device was outside its table and was clamped")
         if first != _NEVER:
+            if not self._calls[first]:
+                raise FloatingPointError(f"a NaN appeared in row {first}, before the model was called: the initial image holds one")
             raise FloatingPointError(
                 f"a NaN appeared in row {first} (step {int(self.plan.steps[first])}, sigma {self.plan.sigmas[first]:.6g}): "
                 "the model returned one, or its input overflowed")
@@ -198,15 +210,24 @@ class Stepper:
         copy._extras = (*self._extras[:-1], copy.status)
         return copy
 
+    __copy__ = clone
+
+    def __deepcopy__(self, memo) -> "Stepper":
+        return self.clone()
+
     def gather(self, ancestors: torch.Tensor) -> None:
         """Particle b becomes what particle ancestors[b] is: latent, model input and history. In place.
 
         ancestors: (B,) integers from 0 to B - 1 on the run's device. Noise still to come stays with its slot b, so that
         copies of one ancestor part ways.
         """
+        if not isinstance(ancestors, torch.Tensor):
+            raise TypeError(f"ancestors is {type(ancestors).__name__}: an integer tensor is taken")
         if ancestors.shape != self.seeds.shape or ancestors.dtype not in (torch.int32, torch.int64):
             raise ValueError(f"ancestors has shape {tuple(ancestors.shape)} and dtype {ancestors.dtype}: "
                              f"shape {tuple(self.seeds.shape)} and dtype int32 or int64 is taken")
+        if ancestors.is_cpu and len(ancestors) and not 0 <= int(ancestors.min()) <= int(ancestors.max()) < len(ancestors):
+            raise IndexError(f"ancestors holds {int(ancestors.min())} to {int(ancestors.max())}: 0 to {len(ancestors) - 1} is taken")
         for t in self._buffers.values():
             t.copy_(t[ancestors.long()])
         if self._ring is not None:
@@ -216,27 +237,32 @@ class Stepper:
         """Writes the run's state as safetensors: to a temporary name first, then renamed."""
         from safetensors.torch import save_file
 
-        path = Path(path)
-        temporary = path.with_name(path.name + ".tmp")
         tensors = {name: t.detach().cpu().contiguous() for name, t in self._tensors().items()}
-        save_file(tensors, temporary, metadata={"format": "fastdiff.run.1", "row": str(self.row), "plan": self.plan.to_json()})
-        os.replace(temporary, path)
+        about = {"format": "fastdiff.run.1", "row": str(self.row), "plan": self.plan.to_json()}
+        with written(path) as temporary:
+            save_file(tensors, temporary, metadata=about)
 
     def load(self, path: str | os.PathLike) -> None:
         """Takes up a state that ``save`` wrote, in a run of the same plan, shape and seeds."""
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        with safe_open(path, "pt") as file:
-            data = file.metadata() or {}
-            if data.get("format") != "fastdiff.run.1":
-                raise ValueError(f"{os.fspath(path)} has format {data.get('format')!r}: 'fastdiff.run.1' is taken")
-            if json.loads(data["plan"]) != json.loads(self.plan.to_json()):
-                raise ValueError(f"{os.fspath(path)} was saved from another plan than this run's ({self.plan.name!r})")
-            mine, stored = self._tensors(), {name: file.get_tensor(name) for name in file.keys()}
+        try:
+            with safe_open(path, "pt") as file:
+                data = file.metadata() or {}
+                stored = {name: file.get_tensor(name) for name in file.keys()}
+        except SafetensorError as error:
+            raise ValueError(f"{os.fspath(path)} is not a whole safetensors file: {error}") from None
+        if data.get("format") != "fastdiff.run.1":
+            raise ValueError(f"{os.fspath(path)} has format {data.get('format')!r}: 'fastdiff.run.1' is taken")
+        if json.loads(data.get("plan", "null")) != json.loads(self.plan.to_json()):
+            raise ValueError(f"{os.fspath(path)} was saved from another plan than this run's ({self.plan.name!r})")
+        if not data.get("row", "").isdecimal() or int(data["row"]) > len(self._calls):
+            raise ValueError(f"{os.fspath(path)} is at row {data.get('row')!r}: 0 to {len(self._calls)} is taken")
+        mine = self._tensors()
         for name, t in mine.items():
-            given = tuple(stored[name].shape) if name in stored else None
-            if given != tuple(t.shape):
-                raise ValueError(f"{os.fspath(path)} holds {name} of shape {given}: {tuple(t.shape)} is taken")
+            given = (tuple(stored[name].shape), stored[name].dtype) if name in stored else None
+            if given != (tuple(t.shape), t.dtype):
+                raise ValueError(f"{os.fspath(path)} holds {name} of {given}: {(tuple(t.shape), t.dtype)} is taken")
         if not torch.equal(stored["seeds"], self.seeds):
             raise ValueError(f"{os.fspath(path)} was saved with seeds {stored['seeds'].tolist()[:4]}...: this run has "
                              f"{self.seeds.tolist()[:4]}...")
@@ -263,7 +289,8 @@ def sample(
     """Samples from a model. Sample b depends on its own seed and on nothing else.
 
     model: called as ``model(x, time)``, x (N, ...) in ``dtype``, time (N,) float32 in the plan's units; returns what the
-    plan's prediction says, in the shape of x, or a pair (conditional, unconditional) for a guided plan.
+    plan's prediction says, in the shape of x, or a pair (conditional, unconditional) for a guided plan. x is the run's own
+    buffer: a model may neither change it nor keep it for later without a copy.
     plan: from ``fd.plan``; shape: (B, ...); seeds: B of them, or one int s for s, s + 1, ..., s + B - 1.
     batch_size: always call the model with exactly this many samples, the last batch padded: since a network's last bits
     depend on its batch size, this makes a sample's bits independent of how many others are drawn. None: all at once.
@@ -282,11 +309,11 @@ def sample(
     """
     if not callable(model):
         raise TypeError(f"model is {type(model).__name__}: something that can be called as model(x, time) is taken")
-    shape = _checked_shape(shape)
+    shape = checked_shape(shape, 2)
     _check_plan(plan)
     seeds = as_seeds(seeds, shape[0])
     total = shape[0]
-    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+    if batch_size is not None and (isinstance(batch_size, bool) or not hasattr(batch_size, "__index__") or batch_size < 1):
         raise ValueError(f"batch_size is {batch_size!r}: an int of 1 or more is taken")
     if callback is not None and not callable(callback):
         raise TypeError(f"callback is {type(callback).__name__}: something that can be called is taken")
@@ -306,13 +333,14 @@ def sample(
     batches = -(-total // size) if total else 0
     with torch.no_grad(), tqdm(total=batches * plan.evaluations, disable=not show, unit="call", leave=False) as bar:
         for start in range(0, total, max(size, 1)):
-            index = torch.arange(start, start + size).clamp(max=total - 1)  # the last batch padded with its last sample
+            index = torch.arange(start, start + size, device="cpu").clamp(max=total - 1)  # padded with the last sample
 
-            def part(value):
-                return value if value is None or len(value) == 1 else value[index.to(value.device)]
+            def part(name, value):
+                shared = value is None or (name == "mask" and len(value) == 1)
+                return value if shared else value[index.to(value.device)]
 
             run = Stepper(plan, (size, *shape[1:]), seeds[index], device=device, dtype=dtype,
-                          **{name: part(value) for name, value in per_sample.items()})
+                          **{name: part(name, value) for name, value in per_sample.items()})
             while not run.done:
                 step, sigma = int(plan.steps[run.row]), run.sigma
                 outputs = model(run.model_input, run.time)
@@ -325,16 +353,6 @@ def sample(
     return results
 
 
-def _checked_shape(shape) -> tuple[int, ...]:
-    try:
-        shape = tuple(s.__index__() for s in shape)
-    except (TypeError, AttributeError):
-        raise TypeError(f"shape is {shape!r}: (B, ...) of ints is taken") from None
-    if len(shape) < 2 or any(s < 0 for s in shape):
-        raise ValueError(f"shape is {shape}: (B, ...) with at least two dimensions, of sizes of 0 or more, is taken")
-    return shape
-
-
 def _check_plan(plan) -> None:
     if not isinstance(plan, Plan):
         raise TypeError(f"plan is {type(plan).__name__}: what fd.plan(...) returns is taken")
@@ -342,6 +360,10 @@ def _check_plan(plan) -> None:
 
 def _check_pairs(plan, shape, *, init=None, known=None, mask=None, bank=None, bank_index=None, bank_weight=None) -> None:
     """What the plan needs and what was given."""
+    given = {"init": init, "known": known, "mask": mask, "bank": bank, "bank_index": bank_index, "bank_weight": bank_weight}
+    for name, value in given.items():
+        if value is not None and not isinstance(value, torch.Tensor):
+            raise TypeError(f"{name} is {type(value).__name__}: a tensor is taken")
     if plan.reads_start and init is None:
         raise ValueError(f"the plan ({plan.name!r}) starts from an image: init of shape {shape} is taken, None was given")
     if init is not None and not plan.reads_start:

@@ -301,7 +301,7 @@ def step_(inputs, outputs, ring, coef, meta, row, row_index, keys, scale, bank, 
             _prepared.clear()
         numbers = _prepared[places] = prepare(*args)
     elif row is None:
-        check_indices(row, row_index, len(coef), bank, bank_index)
+        check_indices(row, row_index, len(coef))
     if numbers is not EMPTY:
         grid, positional, options = arguments(numbers, *args)
         run(step_kernel, coef.device, grid, *positional, **options)

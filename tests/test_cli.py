@@ -1,7 +1,10 @@
 """The command line, as a person calls it."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -10,6 +13,16 @@ from safetensors.torch import load_file
 MODEL = """
 def load():
     return lambda x, sigma: x / (1 + sigma.view(-1, 1, 1, 1) ** 2)
+
+def slow():
+    import pathlib, time
+
+    def model(x, sigma):
+        pathlib.Path("called").touch()
+        time.sleep(0.2)
+        return x
+
+    return model
 
 def nan():
     return lambda x, sigma: x * float("nan")
@@ -47,6 +60,9 @@ def test_sample_writes_a_file_and_a_picture(folder):
     ({"--out": "nowhere/x.safetensors"}, "nowhere is not a folder"),
     ({"--batch-size": "0"}, "1 or more"),
     ({"--model": "model.py:nan"}, "NaN"),
+    ({"--device": "cude"}, "cude"),
+    ({"--option": "rho=0"}, "rho is 0"),
+    ({"--sampler": "ddpm", "--option": "s_noise=nan"}, "s_noise is nan"),
     ({"--colour": "red"}, "--colour"),
 ])
 def test_mistakes_are_one_line(folder, change, said):
@@ -60,3 +76,31 @@ def test_mistakes_are_one_line(folder, change, said):
 def test_demo_outside_a_checkout_says_so(folder):
     ran = fastdiff("demo", cwd=folder)
     assert ran.returncode == 2 and "checkout" in ran.stderr
+
+
+def test_ctrl_c_ends_with_130_and_no_file(folder):
+    (folder / "x.safetensors").write_text("what was there before")
+    command = [sys.executable, "-m", "fastdiff", "sample", "--model", "model.py:slow", "--shape", "1,8,8", "--steps", "500",
+               "--out", "x.safetensors"]
+    run = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (folder / "called").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 130, said
+    assert "Traceback" not in said
+    assert (folder / "x.safetensors").read_text() == "what was there before"
+    assert not list(folder.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("option", ["--out", "--png"])
+def test_what_is_not_a_plain_file_is_not_replaced(folder, option):
+    os.mkfifo(folder / "pipe")
+    (folder / "sub").mkdir()
+    for target in ("pipe", "sub"):
+        options = {"--model": "model.py:slow", "--shape": "1,8,8", "--out": "x.safetensors", option: target}
+        ran = fastdiff("sample", *[word for pair in options.items() for word in pair], cwd=folder)
+        assert ran.returncode == 2 and "not a plain file" in ran.stderr, ran.stderr
+        assert not (folder / "called").exists()
+    assert (folder / "pipe").is_fifo() and (folder / "sub").is_dir()

@@ -29,8 +29,10 @@ def blocks():
 
 
 @pytest.mark.parametrize("code", list(blocks()))
-def test_readme_and_docs(code, tmp_path, monkeypatch):
+def test_readme_and_docs(code, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
+    known = set(fd.SAMPLERS)
+    request.addfinalizer(lambda: [fd.SAMPLERS.pop(name) for name in set(fd.SAMPLERS) - known])
     exec(compile(code, "example", "exec"), {"__name__": "example"})
 
 

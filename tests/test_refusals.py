@@ -77,6 +77,23 @@ SAMPLE = {
     "an unknown stream": (lambda m: fd.randn(SHAPE, seeds=0, stream="inti"), ["'inti'", "'init'"]),
     "a negative draw": (lambda m: fd.randn(SHAPE, seeds=0, draw=-1), ["-1", "0 to 2^63"]),
     "normals in float64": (lambda m: fd.randn(SHAPE, seeds=0, dtype=torch.float64), ["torch.float64", "torch.float16"]),
+    "known on another device": (lambda m: sample(m, plan=edm(inpaint="d"), known=torch.zeros(SHAPE, device="meta"), mask=torch.ones(1, 1, 4, 4)),
+                                ["known", "meta"]),
+    "known as an array": (lambda m: sample(m, plan=edm(inpaint="d"), known=[[1.0]], mask=torch.ones(1, 1, 4, 4)), ["list", "tensor"]),
+    "a negative eta": (lambda m: named("ddim", eta=-1.0), ["eta", "-1"]),
+    "a negative churn": (lambda m: named("heun", s_churn=-1), ["s_churn", "-1"]),
+    "an eta that is text": (lambda m: named("ddim", eta="nan"), ["eta", "'nan'"]),
+    "a grid of rho 0": (lambda m: named(rho=0.0), ["rho", "0"]),
+    "clip bounds that are one number": (lambda m: named(clip_denoised=1.0), ["1.0", "(low, high)"]),
+    "a prediction that is a list": (lambda m: named(prediction=["v"]), ["['v']", "epsilon"]),
+    "a shape of text": (lambda m: fd.randn("23", seeds=0), ["'23'", "ints"]),
+    "a shape with a fraction": (lambda m: fd.randn((2, 3.7), seeds=0), ["3.7", "ints"]),
+    "fold_in of a fraction": (lambda m: fd.fold_in(torch.zeros(2, dtype=torch.int64), 1.5), ["1.5", "int"]),
+    "a bank without a last dimension": (lambda m: edm().with_bank(1.0), ["1.0", "number of vectors"]),
+    "a plan from JSON with a ring of 10^8": (lambda m: fd.Plan.from_json(edm().to_json().replace('"ring": 0', '"ring": 100000000')),
+                                            ["100000002", "12"]),
+    "a plan from JSON that lacks a field": (lambda m: fd.Plan.from_json(edm().to_json().replace('"ring"', '"rings"')), ["ring"]),
+    "a plan from JSON of another format": (lambda m: fd.Plan.from_json("[]"), ["list", "format"]),
     "normals of no shape": (lambda m: fd.randn((), seeds=0), ["()", "(B, ...)"]),
 }
 
@@ -172,6 +189,8 @@ STEP = {
     "a masked row without a mask": ({**meta(0, 4, -1, 0), "mask": None}, ["mask"]),
     "a masked row without the known image": ({**meta(0, 4, -1, 0), "known": None}, ["known"]),
     "a mask that does not fit": ({"mask": torch.ones(1, 1, 4, 3)}, ["mask", "(1, 1, 4, 3)"]),
+    "keys on another device": ({"keys": torch.zeros(4, 1, 2, 2, dtype=torch.int64, device="meta")}, ["keys", "meta"]),
+    "a known image on another device": ({"known": torch.ones(SHAPE, device="meta")}, ["known", "meta"]),
     "a status in int64": ({"status": torch.tensor([1, 0])}, ["status", "int32"]),
 }
 
@@ -198,6 +217,26 @@ def test_the_call_without_changes_is_taken():
     call = arguments()
     torch.ops.fastdiff.step_(*call.values())
     assert not (call["outputs"][0] == 7).any()
+
+
+def test_particles_that_are_not_there():
+    run = fd.Stepper(edm(), SHAPE, seeds=0)
+    before = run.x.clone()
+    for ancestors, said in ((torch.tensor([0, 2]), "0 to 2"), (torch.tensor([-1, 0]), "-1 to 0"), (torch.zeros(3, dtype=torch.int64), "(3,)"),
+                            (torch.zeros(2), "float32"), ([0, 1], "list")):
+        with pytest.raises((ValueError, TypeError, IndexError)) as refused:
+            run.gather(ancestors)
+        assert said in str(refused.value)
+    assert torch.equal(run.x, before)
+
+
+def test_a_second_derivative_is_refused():
+    x = torch.ones(SHAPE, requires_grad=True)
+    layout = Layout(1, 1)
+    coef = torch.full((1, layout.width), 0.5)
+    (y,) = fd.step([x], [torch.float32], None, coef, torch.tensor([[-1, 0, -1, -1]], dtype=torch.int32))
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        torch.autograd.grad(y.sum(), x, create_graph=True)
 
 
 @pytest.mark.parametrize("returned, fragments", [

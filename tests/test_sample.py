@@ -1,7 +1,10 @@
 """The loop and the stepper: what a sample depends on, and what an interruption leaves."""
 
+import copy
 import math
+import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -200,3 +203,89 @@ def test_many_samples_have_the_models_mean_and_spread():
     out = fd.sample(gaussian, make("heun", 60), (4000, 4), seeds=0)
     assert math.isclose(float(out.mean()), 0.5, abs_tol=5 * 0.3 / math.sqrt(16000))
     assert math.isclose(float(out.std()), 0.3, abs_tol=0.01)
+
+
+def test_one_image_in_a_larger_batch():
+    plan = make("euler", 10, start="image", sigma_max=0.05)
+    image = torch.full((1, 3, 5, 5), 0.25)
+    alone = fd.sample(gaussian, plan, image.shape, seeds=0, init=image)
+    assert torch.equal(fd.sample(gaussian, plan, image.shape, seeds=0, init=image, batch_size=4), alone)
+
+
+@pytest.mark.parametrize("shaped", [
+    lambda y: torch.nn.functional.pad(y, (2, 2, 2, 2))[..., 2:-2, 2:-2],  # a crop, as padded U-Nets return
+    lambda y: y.contiguous(memory_format=torch.channels_last),
+    lambda y: y.transpose(2, 3).contiguous().transpose(2, 3),
+    lambda y: y.requires_grad_(),
+], ids=["crop", "channels_last", "transposed", "requires_grad"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_the_models_output_in_any_layout(shaped, grad):
+    plan = make("dpmpp_2m_sde", 4)
+    run = fd.Stepper(plan, SHAPE, seeds=0)
+    with torch.set_grad_enabled(grad):
+        while not run.done:
+            run.step(shaped(gaussian(run.model_input, run.time)))
+    assert torch.equal(run.result(), fd.sample(gaussian, plan, SHAPE, seeds=0))
+
+
+def test_a_broadcast_output():
+    plan = make("euler", 3)
+    out = fd.sample(lambda x, t: torch.full((1, 1, 1, 1), 0.5).expand(x.shape), plan, SHAPE, seeds=0)
+    assert torch.allclose(out, torch.full(SHAPE, 0.5))
+
+
+def test_autograd_hears_of_the_step():
+    """What autograd saved of a buffer is gone after the step: it must complain, not return a wrong gradient."""
+    run = fd.Stepper(make("euler", 4), SHAPE, seeds=0)
+    w = torch.ones(SHAPE, requires_grad=True)
+    d = run.model_input * w
+    run.step(d.detach())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        d.sum().backward()
+
+
+def test_seeds_of_every_kind():
+    plan = make("euler_ancestral", 3)
+    expected = fd.sample(gaussian, plan, SHAPE, seeds=range(6))
+    for seeds in (np.arange(6), list(np.arange(6)), np.int64(0), torch.arange(6), torch.arange(6, dtype=torch.int32), (0, 1, 2, 3, 4, 5)):
+        assert torch.equal(fd.sample(gaussian, plan, SHAPE, seeds=seeds), expected)
+    last = 2**64 - 1
+    assert torch.equal(fd.randn((2, 5), seeds=last), fd.randn((2, 5), seeds=[last, 0]))
+    mine = torch.arange(6)
+    run = fd.Stepper(plan, SHAPE, mine)
+    mine += 1
+    assert run.seeds.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_copies():
+    plan = make("dpmpp_2m", 4)
+    for other in (copy.copy(plan), copy.deepcopy(plan), pickle.loads(pickle.dumps(plan))):
+        assert other == plan
+        with pytest.raises(ValueError, match="read-only"):
+            other.coef[0, 0] = 1
+    run = fd.Stepper(plan, SHAPE, seeds=0)
+    for other in (copy.copy(run), copy.deepcopy(run)):
+        run_to_the_end(other)
+    assert torch.equal(run_to_the_end(run), fd.sample(gaussian, plan, SHAPE, seeds=0))
+
+
+def test_files_that_are_not_whole(tmp_path):
+    path = tmp_path / "run.safetensors"
+    run = fd.Stepper(make("euler"), SHAPE, seeds=1)
+    run.save(path)
+    whole = path.read_bytes()
+    for content in (b"", whole[:100], whole[:-4], b"{}" * 50):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="run.safetensors"):
+            run.load(path)
+    with pytest.raises(ValueError, match="not a plain file"):
+        run.save(tmp_path)
+    with pytest.raises(ValueError, match="not a folder"):
+        run.save(tmp_path / "nowhere" / "run.safetensors")
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_under_another_default_device():
+    expected = fd.sample(gaussian, make("dpmpp_2m_sde"), SHAPE, seeds=0, device="cpu")
+    with torch.device("meta"):
+        assert torch.equal(fd.sample(gaussian, make("dpmpp_2m_sde"), SHAPE, seeds=0, device="cpu"), expected)

@@ -25,6 +25,8 @@ _ALIASES = {"eps": "epsilon", "x0": "sample", "v_prediction": "v", "flow_predict
 
 
 def prediction_name(given: str) -> str:
+    if not isinstance(given, str):
+        raise TypeError(f"prediction is {given!r}; it takes a name: {', '.join(PREDICTIONS)}")
     name = _ALIASES.get(given, given)
     if name not in PREDICTIONS:
         raise ValueError(unknown("prediction", given, (*PREDICTIONS, *_ALIASES)))

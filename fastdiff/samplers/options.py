@@ -41,10 +41,18 @@ def sort_options(name, sampler, schedule, options):
     return sorted_options
 
 
+_NEVER_NEGATIVE = ("eta", "s_noise", "s_churn", "s_tmin", "s_tmax", "r")
+
+
 def _check_finite(sampler, options) -> None:
     """A number among a sampler's options is finite, unless infinity is what it is by default (s_tmax)."""
     for option, value in options.items():
         default = inspect.signature(sampler).parameters[option].default
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if isinstance(default, float) and not number and value is not None:
+            raise TypeError(f"{option} is {value!r}; it takes a number")
+        if option in _NEVER_NEGATIVE and number and value < 0:
+            raise ValueError(f"{option} is {value}; it takes a number of 0 or more")
         if isinstance(value, float) and not math.isfinite(value) and value != default:
             raise ValueError(f"{option} is {value}; it takes a finite number")
 
@@ -94,7 +102,10 @@ def check_choices(prior, inpaint, clip_denoised, sigma_data) -> None:
         raise ValueError(unknown("prior", prior, ("sigma", "unit")))
     if inpaint not in (None, "d", "x"):
         raise ValueError(unknown("inpaint", inpaint, ("d", "x")))
-    if clip_denoised is not None and not clip_denoised[0] < clip_denoised[1]:
-        raise ValueError(f"clip_denoised is {clip_denoised}; it takes (low, high) with low < high")
+    if clip_denoised is not None:
+        pair = isinstance(clip_denoised, (tuple, list)) and len(clip_denoised) == 2
+        if not (pair and all(isinstance(v, (int, float)) and math.isfinite(v) for v in clip_denoised)
+                and clip_denoised[0] < clip_denoised[1]):
+            raise ValueError(f"clip_denoised is {clip_denoised!r}; it takes (low, high), finite, with low < high")
     if not 0 < sigma_data < np.inf:
         raise ValueError(f"sigma_data is {sigma_data}; it takes a finite number > 0")

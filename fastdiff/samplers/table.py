@@ -65,6 +65,8 @@ def pack(row: Row, where: str, layout: Layout, slots, bank: int, coef, meta) -> 
     targets = ["d"] + [f"y{i}" for i in range(layout.outputs)]
     for target, mix in row.mask.items():
         if target.startswith("input:") and target[6:] in slots:
+            if meta[2] >= 0:
+                raise ValueError(f"{where} masks {slots[meta[2]]} and {target[6:]}; it takes one masked input")
             meta[2], place = slots.index(target[6:]), 0
         elif target in targets:
             place = 1 + targets.index(target)
@@ -115,7 +117,7 @@ def validate(plan) -> None:
     if N == 0:
         raise ValueError("a plan takes at least one row, given 0")
     for what, given in (
-        ("inputs", len(plan.slots)),
+        ("inputs", len(plan.inputs) + plan.ring),
         ("outputs", len(plan.outputs)),
         ("bank", plan.bank),
         ("noises", plan.noises),
@@ -149,6 +151,9 @@ def validate(plan) -> None:
         if wrong.any():
             r = int(np.argmax(wrong))
             raise ValueError(f"{name}[{r}] is {values[r]}; it takes finite values{'' if name == 'times' else ' >= 0'}")
+    for name in ("streams", "draws"):
+        if (getattr(plan, name) < 0).any():
+            raise ValueError(f"{name} holds {getattr(plan, name).min()}; it takes numbers of 0 or more")
     _validate_order(plan)
 
 
