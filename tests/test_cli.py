@@ -62,7 +62,7 @@ def test_sample_writes_a_file_and_a_picture(folder):
     ({"--model": "model.py:nan"}, "NaN"),
     ({"--device": "cude"}, "cude"),
     ({"--option": "rho=0"}, "rho is 0"),
-    ({"--sampler": "ddpm", "--option": "s_noise=nan"}, "s_noise is nan"),
+    ({"--sampler": "euler_ancestral", "--option": "s_noise=nan"}, "s_noise is nan"),
     ({"--colour": "red"}, "--colour"),
 ])
 def test_mistakes_are_one_line(folder, change, said):

@@ -30,7 +30,7 @@ NOISY_RANGE = (0.02, 80.0)
 DEFAULTS = {
     s.name: s
     for s in (
-        Settings("unet", seed=1, steps=7500, batch=64, lr=1.2e-3, decay=0.25, shards=2),
+        Settings("unet", seed=1, steps=6800, batch=64, lr=1.2e-3, decay=0.25, shards=2),
         Settings("guide", seed=11, steps=2400, batch=128, lr=2e-3, decay=0.8, weight_decay=0.05, ema=0.99),
         Settings("guide_noisy", seed=12, steps=2400, batch=128, lr=1.5e-3, decay=0.8, weight_decay=0.05, ema=0.99),
         Settings("judge", seed=13, steps=4200, batch=128, lr=2e-3, decay=0.8, weight_decay=0.05, ema=0.99),
