@@ -46,13 +46,14 @@ class _Clock:
     """Seconds spent in the model, to be told from the rest of the run."""
 
     def __init__(self, model):
-        self.model, self.seconds, self.calls = model, 0.0, 0
+        self.model, self.seconds, self.bar = model, 0.0, None
 
     def __call__(self, x, t):
         start = time.perf_counter()
         out = self.model(x, t)
         self.seconds += time.perf_counter() - start
-        self.calls += 1
+        if self.bar is not None:
+            self.bar.update()
         return out
 
 
@@ -108,8 +109,8 @@ def run(out: Path, network: Path, count: int = 64) -> list[dict]:
     noise = fd.randn(shape, seeds=0, stream="init")
     images, rows = {}, []
     jobs = [(name, steps, who) for name, (steps, _) in SAMPLERS.items() for who in ("fastdiff", "diffusers")]
-    bar = tqdm(jobs, unit="run", disable=not os.isatty(2), leave=False)
-    for name, steps, who in bar:
+    bar = model.bar = tqdm(total=sum(steps for _, steps, _ in jobs), unit="call", disable=not os.isatty(2), leave=False)
+    for name, steps, who in jobs:
         bar.set_description(f"{who} {name}")
         draw = _ours(name, steps, model, shape, False) if who == "fastdiff" else _theirs(name, steps, model, shape, noise)
         if draw is None:
@@ -126,6 +127,7 @@ def run(out: Path, network: Path, count: int = 64) -> list[dict]:
         elif name != "euler_ancestral":  # which draws other noise
             rows[-1]["difference"] = float((x - images[name]).abs().max())
 
+    bar.close()
     table = Table("sampler", "steps", "by", "ms / image", "sampler, ms / step", "sampler's share", "largest difference",
                   title=f"{count} images of {tuple(net.image_shape)}, {torch.get_num_threads()} threads")
     for r in rows:
