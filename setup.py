@@ -8,6 +8,7 @@ TORCH_CUDA_ARCH_LIST     as in every torch extension; default 8.0;9.0;10.0+PTX
 
 import os
 import platform
+import subprocess
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -78,11 +79,18 @@ if not PURE:
         "fastdiff._C", sources("*.cpp", "cpu/*.cpp"), depends=headers, include_dirs=[str((ROOT / GENERATED))],
         extra_compile_args={"cxx": CXX}, extra_link_args=LINK, py_limited_api=True))
 
+    def cuda_libraries():
+        """The folder of libcudart, where nvcc on the path is a wrapper and torch's guess from its place has none."""
+        said = subprocess.run([Path(CUDA_HOME) / "bin" / "nvcc", "--dryrun", "-c", "x.cu"], capture_output=True, text=True).stderr
+        tops = [line.split("=", 1)[1].strip() for line in said.splitlines() if line.startswith("#$ TOP=")]
+        folders = [Path(top) / lib for top in (CUDA_HOME, *tops) for lib in ("lib64", "lib")]
+        return [str(folder.resolve()) for folder in folders if list(folder.glob("libcudart.*"))][:1]
+
     cuda_sources = sources("cuda/*.cu", "cuda/*.cpp")
     if cuda_sources and not flag("FASTDIFF_SKIP_CUDA") and not SANITIZE and torch.version.cuda and CUDA_HOME:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0;10.0+PTX")
         ext_modules.append(CUDAExtension(
-            "fastdiff._C_cuda", cuda_sources, depends=headers,
+            "fastdiff._C_cuda", cuda_sources, depends=headers, library_dirs=cuda_libraries(),
             extra_compile_args={"cxx": [*CXX, "-DUSE_CUDA"], "nvcc": [*NVCC, "-DUSE_CUDA"]}, extra_link_args=LINK, py_limited_api=True))
     cmdclass["build_ext"] = Build
 
