@@ -1,6 +1,6 @@
 """Judge the zoo: `python -m benchmarks.zoo.evaluate` writes model_card.json, README.md and samples.png here.
 
-The samples are drawn by the plain loop below, without any fused kernel, so that the card speaks of the networks alone.
+The samples are drawn by `fastdiff.sample`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from torch import Tensor, nn
-from tqdm import tqdm
 
+import fastdiff as fd
 from benchmarks.zoo import card, data, metrics
 from benchmarks.zoo.classifiers import load_classifier
-from benchmarks.zoo.trainer import one_thread_each
-from benchmarks.zoo.unet import IMAGE_SHAPE, WEIGHTS, denoise, load
+from benchmarks.zoo.unet import IMAGE_SHAPE, SIGMA_DATA, WEIGHTS, load
 
 HERE = Path(__file__).parent
 NETWORKS = ("unet", "guide", "guide_noisy", "judge")
@@ -31,54 +30,13 @@ STEPS = 18  # of Heun, as Karras et al. 2022 use for images of 32 x 32
 SIGMA_RANGE = (0.01, 80.0)
 
 
-def karras(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
-    """Noise levels (steps + 1,), float64, falling from sigma_max to sigma_min and then 0: Karras et al. 2022, eq. 5."""
-    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
-    sigmas = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
-    return torch.cat([sigmas, sigmas.new_zeros(1)])
-
-
-@torch.inference_mode()
-def heun(net: nn.Module, noise: Tensor, sigmas: list[float]) -> Tensor:
-    """Karras et al. 2022, algorithm 1: noise (B, 1, 28, 28) to images; sigmas fall, and the last one is 0.
-
-    The last step, to sigma = 0, is Euler's, which returns the denoised estimate.
-    """
-    x = noise * sigmas[0]
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
-        slope = (x - denoise(net, x, sigma)) / sigma
-        euler = x + (sigma_next - sigma) * slope
-        if sigma_next > 0:
-            slope = (slope + (euler - denoise(net, euler, sigma_next)) / sigma_next) / 2
-        x = x + (sigma_next - sigma) * slope
-    return x
-
-
-def sample(
-    net: nn.Module,
-    count: int,
-    *,
-    seed: int,
-    steps: int = STEPS,
-    batch: int = 50,
-    threads: int = 2,
-    quiet: bool | None = None,
-) -> Tensor:
-    """Images (count, 1, 28, 28), clipped to [-1, 1], by 2 steps - 1 network calls each.
-
-    Batches run side by side, one thread each, so that the bits do not depend on the number of threads.
-    """
-    sigmas = karras(steps, *SIGMA_RANGE).tolist()
-    start = torch.randn((count, *IMAGE_SHAPE), generator=torch.Generator().manual_seed(seed))
-    done = []
-    with (
-        one_thread_each(threads) as pool,
-        tqdm(total=count, desc="samples", unit="image", disable=quiet) as bar,
-    ):
-        for images in pool.map(lambda noise: heun(net, noise, sigmas), start.split(batch)):
-            done.append(images.clamp(-1, 1))
-            bar.update(len(images))
-    return torch.cat(done)
+def sample(net: nn.Module, count: int, *, seed: int, steps: int = STEPS, batch: int = 50, quiet: bool | None = None) -> Tensor:
+    """Images (count, 1, 28, 28), clipped to [-1, 1], from seeds seed, seed + 1, ... by 2 steps - 1 network calls each:
+    Heun of Karras et al. 2022, algorithm 1, without churn, in batches of a fixed size."""
+    low, high = SIGMA_RANGE
+    plan = fd.plan("heun", schedule="edm", prediction="edm", sigma_min=low, sigma_max=high, sigma_data=SIGMA_DATA, steps=steps)
+    progress = None if quiet is None else not quiet
+    return fd.sample(net, plan, (count, *IMAGE_SHAPE), seed, batch_size=batch, progress=progress).clamp(-1, 1)
 
 
 @torch.inference_mode()
@@ -134,7 +92,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, object]:
     probabilities, features = metrics.judge_all(judge, test_images)
 
     net = load(args.weights / "unet.safetensors")
-    images = sample(net, args.count, seed=args.seed, steps=args.steps, threads=args.threads, quiet=args.quiet or None)
+    images = sample(net, args.count, seed=args.seed, steps=args.steps, quiet=args.quiet or None)
     of_samples = metrics.describe(*metrics.judge_all(judge, images), metrics.moments(features))
 
     # Real images are judged like samples: `count` of them against the rest, for several disjoint draws.

@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+import fastdiff as fd
 from benchmarks.zoo import data, evaluate, metrics, train
 from benchmarks.zoo.classifiers import load_classifier
 from benchmarks.zoo.trainer import Order, Settings, Trainer, decay_start, learning_rate
@@ -249,6 +250,6 @@ def test_nearest_finds_copies() -> None:
 def test_sampler_solves_a_gaussian() -> None:
     """F = 0 makes D the ideal denoiser of N(0, 0.7^2); the flow then ends at x_T 0.7 / sqrt(0.7^2 + 80^2)."""
     found = evaluate.sample(lambda x, c_noise: torch.zeros_like(x), 4, seed=1, steps=60, batch=3, quiet=True)
-    noise = torch.randn(4, *IMAGE_SHAPE, generator=torch.Generator().manual_seed(1))
+    noise = fd.randn((4, *IMAGE_SHAPE), seeds=1, stream="init")
     exact = (noise * 80 * 0.7 / math.hypot(80, 0.7)).clamp(-1, 1)
     torch.testing.assert_close(found, exact, rtol=0, atol=5e-3)
