@@ -74,6 +74,10 @@ REFUSED = {
 }
 
 
+def test_an_index_that_no_weight_uses_may_be_anything():
+    check_step(*valid(bank_index=torch.tensor([[0, 6], [0, -1]])))
+
+
 @pytest.mark.parametrize("what", REFUSED)
 def test_refused(what):
     changes, parts = REFUSED[what]
