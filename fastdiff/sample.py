@@ -81,7 +81,8 @@ class Stepper:
         self._times = [t.expand(shape[0]) for t in times]
         self._calls = plan.calls_model.tolist()
         self._external = [i for i, name in enumerate(plan.inputs) if name not in self._buffers]
-        x = self._buffers["x"]
+        self._expected = len(self._external)
+        x = self._x = self._buffers["x"]
         self._shape = x.shape
         self._inputs = [self._buffers.get(name, x) for name in plan.inputs]
         self._outputs = [self._buffers[name] for name in plan.outputs]
@@ -108,7 +109,7 @@ class Stepper:
     @property
     def x(self) -> torch.Tensor:
         """(B, ...) float32: the latent."""
-        return self._buffers["x"]
+        return self._x
 
     @property
     def model_input(self) -> torch.Tensor:
@@ -134,13 +135,16 @@ class Stepper:
         row: (), (B,) or (B, T) int32 or int64 on the device, in place of the run's own counter: each sample, or each
         of T tokens, at its own row; the counter then stays, and rows without a model call are the caller's to apply.
         """
-        if len(outputs) != len(self._external):
+        if len(outputs) != self._expected:
             names = ", ".join(self.plan.inputs[i] for i in self._external)
-            raise ValueError(f"step was given {len(outputs)} model outputs: {len(self._external)} ({names}) are taken")
-        if row is None:
+            raise ValueError(f"step was given {len(outputs)} model outputs: {self._expected} ({names}) are taken")
+        here = self.row
+        if row is not None:
+            if not isinstance(row, torch.Tensor):
+                raise TypeError(f"row is {row!r}: a tensor of rows is taken, or None for the run's own")
+        elif here >= len(self._calls):
             self._refuse_done()
-        elif not isinstance(row, torch.Tensor):
-            raise TypeError(f"row is {row!r}: a tensor of rows is taken, or None for the run's own")
+        inputs = self._inputs
         for i, value in zip(self._external, outputs):
             if not isinstance(value, torch.Tensor):
                 raise TypeError(f"the model returned {type(value).__name__}: a tensor is taken")
@@ -148,19 +152,18 @@ class Stepper:
                 raise ValueError(f"the model returned shape {tuple(value.shape)}: {tuple(self._shape)} is taken")
             if value.dtype not in _MODEL_DTYPES:
                 raise TypeError(f"the model returned {value.dtype}: torch.float32, torch.float16 or torch.bfloat16 is taken")
-            if not value.is_contiguous() and sample_layout(value) is None or value.stride(0) == 0:
+            if not value.is_contiguous() and (value.stride(0) == 0 or sample_layout(value) is None):
                 value = value.contiguous()  # a crop, a broadcast
-            self._inputs[i] = value
+            inputs[i] = value
         try:
-            if row is not None:
-                self._apply(row, 0)
-                return
-            self._apply(None, self.row)
+            self._apply(row, here)
         finally:
             for i in self._external:
-                self._inputs[i] = self._buffers["x"]  # a model's output is not kept alive
-        self.row += 1
-        self._skip()
+                inputs[i] = self._x  # a model's output is not kept alive
+        if row is None:
+            self.row = here = here + 1
+            if here < len(self._calls) and not self._calls[here]:
+                self._skip()
 
     def denoised(self) -> torch.Tensor:
         """(B, ...) float32: the estimate of x0 from the last call. Needs ``plan.with_denoised()``."""
@@ -204,6 +207,7 @@ class Stepper:
         copy.__dict__.update(self.__dict__)
         copy._buffers = {name: t.clone() for name, t in self._buffers.items()}
         copy._ring = None if self._ring is None else self._ring.clone()
+        copy._x = copy._buffers["x"]
         copy.status, copy.seeds = self.status.clone(), self.seeds.clone()
         copy._inputs = [copy._buffers.get(name, copy._buffers["x"]) for name in self.plan.inputs]
         copy._outputs = [copy._buffers[name] for name in self.plan.outputs]

@@ -40,19 +40,25 @@ inline void store_block(Lane::f (&v)[kVectors], void* to, int64_t first, Dtype d
 #undef FD_STORE
 }
 
+template <bool plain = false>
 inline void accumulate(Lane::f (&sum)[kVectors], float weight, const void* from, Dtype dtype) {
   const Lane::f w = Lane::set(weight);
 #define FD_FMA(name) \
   FD_UNROLL          \
   for (int u = 0; u < kVectors; ++u) sum[u] = Lane::fma(w, Lane::load_##name(from, u * Lane::kWidth), sum[u])
-  FD_EACH_DTYPE(dtype, FD_FMA)
+  if (plain) {
+    FD_FMA(f32);
+  } else {
+    FD_EACH_DTYPE(dtype, FD_FMA)
+  }
 #undef FD_FMA
 }
 
+template <bool plain>
 inline void add_up(Lane::f (&sum)[kVectors], const Sum& terms, const Workspace& w) {
   FD_UNROLL
   for (int u = 0; u < kVectors; ++u) sum[u] = Lane::set(-0.0f);  // neutral: the first fma is a product, rounded once
-  for (int i = 0; i < terms.count; ++i) accumulate(sum, terms.terms[i].weight, w.at[terms.terms[i].source], w.dtype[terms.terms[i].source]);
+  for (int i = 0; i < terms.count; ++i) accumulate<plain>(sum, terms.terms[i].weight, w.at[terms.terms[i].source], w.dtype[terms.terms[i].source]);
 }
 
 // fma(m, v, fma(-m, k, k)), k = k0 known + k1 N
@@ -98,12 +104,13 @@ inline void gather(float* to, const char* from, const View& v, int64_t first, in
 }
 
 // A block of values to elements first .. last - 1 of a sample.
+template <bool plain>
 inline void put(Lane::f (&v)[kVectors], char* sample, const View& to, int64_t first, int64_t last, Lane::nan& seen, bool& tail_seen) {
   const int64_t base = first - first % kBlock;
-  if (last - first == kBlock && dense(to)) {
+  if (plain || (last - first == kBlock && dense(to))) {
     FD_UNROLL
     for (int u = 0; u < kVectors; ++u) v[u] = Lane::canonical(v[u], seen);
-    store_block(v, sample, base, to.dtype);
+    store_block(v, sample, base, plain ? Dtype::f32 : to.dtype);
     return;
   }
   alignas(64) float values[kBlock];
@@ -132,7 +139,21 @@ inline char* sample_of(const View& v, int64_t b) {
   return static_cast<char*>(v.data) + b * v.batch_stride * (v.dtype == Dtype::f32 ? 4 : 2);
 }
 
+// Whether the whole blocks of the program need no look at dtypes, layouts and masks: the most common case by far, where
+// such looks would take as long as the arithmetic.
+inline bool is_plain(const StepArgs& a, const Program& p) {
+  const auto fits = [](const View& v) { return dense(v) && v.dtype == Dtype::f32; };
+  for (int i = 0; i < p.readers; ++i) {
+    if (!fits(*p.reader[i].view)) return false;
+  }
+  for (int i = 0; i < a.layout.outputs; ++i) {
+    if (!fits(a.out[i]) || p.mix[2 + i].on) return false;
+  }
+  return !p.mix[0].on && !(p.has_d && p.mix[1].on) && (p.slot < 0 || fits(a.in[a.listed + p.slot]));
+}
+
 // Elements first .. last - 1, all of one block, of sample b. Returns whether a stored value was NaN.
+template <bool plain>
 inline bool run_block(const StepArgs& a, Workspace& w, int64_t b, int64_t first, int64_t last) {
   const Program& p = w.program;
   const bool whole = last - first == kBlock;
@@ -140,6 +161,10 @@ inline bool run_block(const StepArgs& a, Workspace& w, int64_t b, int64_t first,
 
   for (int i = 0; i < p.readers; ++i) {
     const Reader& r = p.reader[i];
+    if (plain) {
+      w.at[r.source] = r.data + base * 4;
+      continue;
+    }
     const View& v = *r.view;
     const int64_t period = r.source == kFromMask ? a.mask_period : 0;
     const int64_t size = v.dtype == Dtype::f32 ? 4 : 2;
@@ -160,7 +185,7 @@ inline bool run_block(const StepArgs& a, Workspace& w, int64_t b, int64_t first,
   }
 
   Lane::f v[kVectors];
-  if (p.mix[0].on) {
+  if (!plain && p.mix[0].on) {
     load_block(v, w.at[p.masked], w.dtype[p.masked]);
     mix_block(v, p.mix[0], w);
     store_block(v, w.buffer[p.masked], 0, Dtype::f32);
@@ -168,13 +193,13 @@ inline bool run_block(const StepArgs& a, Workspace& w, int64_t b, int64_t first,
     w.dtype[p.masked] = Dtype::f32;
   }
   if (p.has_d) {
-    add_up(v, p.d, w);
+    add_up<plain>(v, p.d, w);
     if (p.clip) {
       const Lane::f low = Lane::set(p.low), high = Lane::set(p.high), factor = Lane::set(p.factor);
       FD_UNROLL
       for (int u = 0; u < kVectors; ++u) v[u] = Lane::mul(Lane::lower(Lane::raise(v[u], low), high), factor);
     }
-    if (p.mix[1].on) mix_block(v, p.mix[1], w);
+    if (!plain && p.mix[1].on) mix_block(v, p.mix[1], w);
     store_block(v, w.buffer[kFromD], 0, Dtype::f32);
     w.at[kFromD] = w.buffer[kFromD];
     w.dtype[kFromD] = Dtype::f32;
@@ -185,18 +210,18 @@ inline bool run_block(const StepArgs& a, Workspace& w, int64_t b, int64_t first,
   bool tail_seen = false;
   const int outputs = a.layout.outputs;
   for (int i = 0; i < outputs; ++i) {
-    add_up(v, p.y[i], w);
-    if (p.mix[2 + i].on) mix_block(v, p.mix[2 + i], w);
+    add_up<plain>(v, p.y[i], w);
+    if (!plain && p.mix[2 + i].on) mix_block(v, p.mix[2 + i], w);
     if (i + 1 < outputs) store_block(v, w.y[i], 0, Dtype::f32);
   }
   for (int i = outputs - 1; i >= 0; --i) {
     if (i + 1 < outputs) load_block(v, w.y[i], Dtype::f32);
-    put(v, sample_of(a.out[i], b), a.out[i], first, last, seen, tail_seen);
+    put<plain>(v, sample_of(a.out[i], b), a.out[i], first, last, seen, tail_seen);
   }
   if (p.slot >= 0) {
     const View& to = a.in[a.listed + p.slot];
     load_block(v, w.buffer[kFromD], Dtype::f32);
-    put(v, sample_of(to, b), to, first, last, seen, tail_seen);
+    put<plain>(v, sample_of(to, b), to, first, last, seen, tail_seen);
   }
   return tail_seen || Lane::any(seen);
 }
@@ -216,9 +241,12 @@ inline void run_range(const StepArgs& a, Workspace& w, int64_t b, int64_t first,
     }
     compile(a, b, row, w.program);
     bool seen = false;
+    if (e % kBlock == 0 && is_plain(a, w.program)) {
+      for (; e + kBlock <= stop; e += kBlock) seen |= run_block<true>(a, w, b, e, e + kBlock);
+    }
     while (e < stop) {
       const int64_t next = e - e % kBlock + kBlock < stop ? e - e % kBlock + kBlock : stop;
-      seen |= run_block(a, w, b, e, next);
+      seen |= run_block<false>(a, w, b, e, next);
       e = next;
     }
     if (seen && row < bad_row) bad_row = row;
