@@ -16,7 +16,8 @@ test: $(VENV)/.built
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal tests
 
 bench: $(VENV)/.built
-	$(BIN)/pytest benchmarks --benchmark-json benchmarks/results/bench.json -p no:xdist
+	@mkdir -p benchmarks/results/local
+	$(BIN)/pytest -q benchmarks -p no:xdist --benchmark-json benchmarks/results/local/bench.json --ratios benchmarks/results/ratios.json
 
 zoo: $(VENV)/.built
 	$(BIN)/python -m benchmarks.zoo.train all

@@ -1,9 +1,19 @@
 """Threads, and the table of ratios at the end of a run (``make bench``)."""
 
+import importlib.metadata
+import json
+
 import pytest
 import torch
 
+import fastdiff as fd
+from fastdiff.files import written
+
 RATIOS = []
+
+
+def pytest_addoption(parser):
+    parser.addoption("--ratios", help="JSON file to write the table of ratios to")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -25,9 +35,14 @@ def ratio(benchmark, request):
     return record
 
 
-def pytest_terminal_summary(terminalreporter):
+def pytest_terminal_summary(terminalreporter, config):
     if not RATIOS:
         return
+    if config.getoption("--ratios"):
+        with written(config.getoption("--ratios")) as temporary:
+            about = {"torch": torch.__version__, "diffusers": importlib.metadata.version("diffusers"), "threads": 2,
+                     "instruction_set": fd.ops.instruction_set(), "command": "make bench"}
+            temporary.write_text(json.dumps({**about, "ratios": RATIOS}, indent=1) + "\n")
     terminalreporter.section("ratios: theirs / ours, medians of interleaved calls, two threads")
     terminalreporter.write_line(f"{'what':58} {'shape':>18} {'ours us':>10} {'theirs us':>10} {'ratio':>8} {'target':>7}")
     for r in RATIOS:
