@@ -3,11 +3,11 @@ the same. Where tensors are on the CPU, indices are read and refused too; on a d
 
 import torch
 
-from .reference.step import CLIP, MASK_INPUT, Layout
+from .reference.step import CLIP, LIMITS, MASK_INPUT, Layout
 
 __all__ = ["check_fold_in", "check_indices", "check_normal", "check_raw_words", "check_rows", "check_run_keys", "check_step", "sample_layout"]
 
-MAX_SLOTS, MAX_OUTPUTS, MAX_BANK, MAX_NOISES = 12, 3, 16, 16
+MAX_SLOTS, MAX_OUTPUTS, MAX_BANK, MAX_NOISES = LIMITS.values()
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 INTEGERS = (torch.int32, torch.int64)
 
@@ -116,7 +116,7 @@ def _check_overlap(inputs, outputs, ring, known, others):
     """Nothing that is written may meet anything else, except exactly. others: (name, tensor, lead)."""
     slots = [] if ring is None else [("ring", slot, _Extent(slot)) for slot in ring]
     written = [(f"outputs[{i}]", t, _Extent(t)) for i, t in enumerate(outputs)] + slots
-    for name, t, here in written:
+    for name, t, _ in written:
         n = t[0].numel()
         if t.shape[0] > 1 and t.stride(0) < n:
             raise ValueError(f"step_: {name} overlaps itself: its samples of {n} elements are {t.stride(0)} apart")

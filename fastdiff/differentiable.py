@@ -8,6 +8,9 @@ the transposed row, written in torch.
 
 import torch
 
+from .checks import FLOATS
+from .reference.step import CLIP, MASK_INPUT, Layout
+
 __all__ = ["step"]
 
 _SCHEMA = (
@@ -15,9 +18,6 @@ _SCHEMA = (
     "Tensor? keys, Tensor? scale, Tensor? bank, Tensor? bank_index, Tensor? bank_weight, Tensor? clip, Tensor? known, "
     "Tensor? mask) -> Tensor[]"
 )
-# A list of dtypes cannot be checked by torch.library.opcheck: the op takes places in this tuple.
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_CLIP, _MASK_INPUT, _MASK_D, _MASK_Y0 = 1, 2, 4, 8
 
 
 def step(inputs, dtypes, ring, coef, meta, row=None, row_index=0, keys=None, scale=None, bank=None, bank_index=None,
@@ -28,9 +28,9 @@ def step(inputs, dtypes, ring, coef, meta, row=None, row_index=0, keys=None, sca
     Returns the list [y_0, ...], and after them the new ring where one is given; nothing is written in place.
     """
     for dtype in dtypes:
-        if dtype not in _DTYPES:
+        if dtype not in FLOATS:
             raise TypeError(f"dtypes holds {dtype}: torch.float32, torch.float16 or torch.bfloat16 is taken")
-    dtypes = [_DTYPES.index(dtype) for dtype in dtypes]
+    dtypes = [FLOATS.index(dtype) for dtype in dtypes]  # opcheck knows no list of dtypes: places in this tuple
     return torch.ops.fastdiff.step(inputs, dtypes, ring, coef, meta, row, row_index, keys, scale, bank, bank_index,
                                    bank_weight, clip, known, mask)
 
@@ -38,7 +38,7 @@ def step(inputs, dtypes, ring, coef, meta, row=None, row_index=0, keys=None, sca
 def _forward(inputs, dtypes, ring, coef, meta, row, row_index, keys, scale, bank, bank_index, bank_weight, clip, known,
              mask):
     like = (list(inputs) + ([] if ring is None else [ring[0]]))[0]
-    outputs = [torch.empty(like.shape, dtype=_DTYPES[d], device=like.device) for d in dtypes]
+    outputs = [torch.empty(like.shape, dtype=FLOATS[d], device=like.device) for d in dtypes]
     kept = None if ring is None else ring.clone(memory_format=torch.contiguous_format)
     torch.ops.fastdiff.step_(inputs, outputs, kept, coef, meta, row, row_index, keys, scale, bank, bank_index,
                              bank_weight, clip, known, mask, None)
@@ -89,8 +89,7 @@ def _backward(ctx, grads):
     like, O, K = stored[0], len(ctx.dtypes), len(stored)
     M = 0 if bank_index is None else bank_index.shape[1]
     at = _Row(like, coef, meta, row, ctx.row_index)
-    y_width, first_y = K + 1 + M + ctx.noises, K + M + 3
-    first_mask = first_y + O * y_width
+    layout = Layout(K, O, M, ctx.noises)
     per_sample = [1] * (like.ndim - 1)
     reduce = list(range(1, like.ndim))
 
@@ -111,15 +110,15 @@ def _backward(ctx, grads):
         nonlocal grad_known
         if mask is None:
             return grad
-        masked = at.flag(_MASK_INPUT << target) if target else at.flag(_MASK_INPUT)
-        grad_known = grad_known + torch.where(masked, (1 - mask.float()) * at.c(first_mask + 2 * target) * grad, 0.0)
+        masked = at.flag(MASK_INPUT << target)
+        grad_known = grad_known + torch.where(masked, (1 - mask.float()) * at.c(layout.mask + 2 * target) * grad, 0.0)
         return torch.where(masked, mask.float() * grad, grad)
 
     gy = [zero if g is None else g.float() for g in grads[:O]]
     gy = [unmix(g, 2 + i) for i, g in enumerate(gy)]
     gd = zero
     for i, g in enumerate(gy):
-        gd = gd + at.c(first_y + i * y_width + K) * g
+        gd = gd + at.c(layout.y(i) + K) * g
     grad_ring = [None] * slots
     if slots and grads[O] is not None:
         for r in range(slots):
@@ -131,37 +130,37 @@ def _backward(ctx, grads):
     def probe(p, g, a, factors):
         """One linear form of what the row reads, by the op itself: masks and their noise are then the row's own."""
         parts = [p, g, coef.new_zeros(coef.shape[0], 3), a]
-        table = torch.cat([*parts, coef.new_zeros(coef.shape[0], 1 + M + ctx.noises), coef[:, first_mask : first_mask + 2],
+        table = torch.cat([*parts, coef.new_zeros(coef.shape[0], 1 + M + ctx.noises), coef[:, layout.mask : layout.mask + 2],
                            coef.new_zeros(coef.shape[0], 4)], dim=1)
-        table[:, K + M + 3 + K] = (p != 0).any(1) | (g != 0).any(1)  # a_d
+        table[:, Layout(K, 1, M, ctx.noises).y(0) + K] = (p != 0).any(1) | (g != 0).any(1)  # a_d
         flags = meta.clone()
-        flags[:, 0], flags[:, 1] = -1, meta[:, 1] & _MASK_INPUT
+        flags[:, 0], flags[:, 1] = -1, meta[:, 1] & MASK_INPUT
         (out,) = _forward(values, [0], ring, table, flags, row, ctx.row_index, keys, factors, bank, bank_index,
                           bank_weight, None, known, mask)[:1]
         return out
 
     def read(k):
         """v_k where some term reads it, 0 where none does: history that nobody reads may hold anything."""
-        used = (coef[:, [k] + [first_y + i * y_width + k for i in range(O)]] != 0).any(1)
+        used = (coef[:, [k] + [layout.y(i) + k for i in range(O)]] != 0).any(1)
         one = torch.zeros_like(coef[:, :K])
         one[:, k] = used.float()
         return probe(torch.zeros_like(one), coef.new_zeros(coef.shape[0], M), one, None)
 
     d = probe(coef[:, :K], coef[:, K : K + M], torch.zeros_like(coef[:, :K]), scale)
-    lo, hi, factor = (at.c(K + M + j) if clip is None else clip[:, j].reshape(-1, *per_sample) for j in range(3))
-    gd = torch.where(at.flag(_CLIP), torch.where((d < lo) | (d > hi), 0.0, gd * factor), gd)
+    lo, hi, factor = (at.c(layout.clip + j) if clip is None else clip[:, j].reshape(-1, *per_sample) for j in range(3))
+    gd = torch.where(at.flag(CLIP), torch.where((d < lo) | (d > hi), 0.0, gd * factor), gd)
 
     grad_values, grad_scale = [], None if scale is None else torch.zeros_like(scale)
     for k in range(K):
         g = at.c(k) * gd
         for i in range(O):
-            g = g + at.c(first_y + i * y_width + k) * gy[i]
+            g = g + at.c(layout.y(i) + k) * gy[i]
         if scale is not None:
             grad_scale[:, k] = (g * read(k)).sum(reduce)
         g = g * s(k)
         if mask is not None:
-            masked = at.flag(_MASK_INPUT) & (at.m(2) == k)
-            grad_known = grad_known + torch.where(masked, (1 - mask.float()) * at.c(first_mask) * g, 0.0)
+            masked = at.flag(MASK_INPUT) & (at.m(2) == k)
+            grad_known = grad_known + torch.where(masked, (1 - mask.float()) * at.c(layout.mask) * g, 0.0)
             g = torch.where(masked, mask.float() * g, g)
         grad_values.append(g.broadcast_to(like.shape))
     for r in range(slots):
@@ -174,7 +173,7 @@ def _backward(ctx, grads):
         for m in range(M):
             g = at.c(K + m) * gd
             for i in range(O):
-                g = g + at.c(first_y + i * y_width + K + 1 + m) * gy[i]
+                g = g + at.c(layout.y(i) + K + 1 + m) * gy[i]
             grad_weight[:, m] = (g * vector(m)).sum(reduce)
             grad_bank = grad_bank.index_add(0, bank_index[:, m].long(), (q(m) * g).broadcast_to(like.shape))
 
@@ -188,7 +187,7 @@ def _backward(ctx, grads):
 
 def _fake(inputs, dtypes, ring, *rest):
     like = (list(inputs) + ([] if ring is None else [ring[0]]))[0]
-    outputs = [torch.empty(like.shape, dtype=_DTYPES[d], device=like.device) for d in dtypes]
+    outputs = [torch.empty(like.shape, dtype=FLOATS[d], device=like.device) for d in dtypes]
     return outputs + ([] if ring is None else [torch.empty(ring.shape, dtype=ring.dtype, device=ring.device)])
 
 

@@ -11,15 +11,14 @@ from dataclasses import dataclass
 
 import torch
 
-from .checks import sample_layout
+from .checks import FLOATS, sample_layout
 from .files import written
 from .noise import as_seeds, checked_shape
 from .plan import Plan
+from .reference.step import NEVER
 
 __all__ = ["Progress", "Stepper", "sample"]
 
-_MODEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_NEVER = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Stepper:
                  mask=None, scale=None, bank=None, bank_index=None, bank_weight=None, clip=None):
         shape = checked_shape(shape, 2)
         _check_plan(plan)
-        if dtype not in _MODEL_DTYPES:
+        if dtype not in FLOATS:
             raise TypeError(f"dtype is {dtype}: torch.float32, torch.float16 or torch.bfloat16 is taken")
         self.seeds = as_seeds(seeds, shape[0])
         self.plan = plan = plan.with_model_dtype(dtype)
@@ -75,7 +74,7 @@ class Stepper:
         coef, meta = plan.table()
         address = torch.from_numpy(plan.streams.copy()).to(device), torch.from_numpy(plan.draws.copy()).to(device)
         self._keys = torch.ops.fastdiff.run_keys(self.seeds.to(device), *address) if plan.noises else None
-        self.status = torch.tensor([_NEVER, 0], dtype=torch.int32, device=device)
+        self.status = torch.tensor([NEVER, 0], dtype=torch.int32, device=device)
         self._coef, self._meta = torch.from_numpy(coef).to(device), torch.from_numpy(meta).to(device)
         times = torch.from_numpy(plan.times.copy()).to(device, torch.float32)
         self._times = [t.expand(shape[0]) for t in times]
@@ -150,7 +149,7 @@ class Stepper:
                 raise TypeError(f"the model returned {type(value).__name__}: a tensor is taken")
             if value.shape != self._shape:
                 raise ValueError(f"the model returned shape {tuple(value.shape)}: {tuple(self._shape)} is taken")
-            if value.dtype not in _MODEL_DTYPES:
+            if value.dtype not in FLOATS:
                 raise TypeError(f"the model returned {value.dtype}: torch.float32, torch.float16 or torch.bfloat16 is taken")
             if not value.is_contiguous() and (value.stride(0) == 0 or sample_layout(value) is None):
                 value = value.contiguous()  # a crop, a broadcast
@@ -181,7 +180,7 @@ class Stepper:
         if flags:
             what = [name for bit, name in ((1, "a row index"), (2, "a bank index")) if flags & bit]
             raise IndexError(f"{' and '.join(what)} on the device was outside its table and was clamped")
-        if first != _NEVER:
+        if first != NEVER:
             if not self._calls[first]:
                 raise FloatingPointError(f"a NaN appeared in row {first}, before the model was called: the initial image holds one")
             raise FloatingPointError(
@@ -327,7 +326,7 @@ def sample(
     if callback is not None:
         plan = plan.with_denoised()
     per_sample = {"init": init, "known": known, "mask": mask}
-    _check_pairs(plan.with_model_dtype(dtype) if dtype in _MODEL_DTYPES else plan, shape, **per_sample)
+    _check_pairs(plan.with_model_dtype(dtype) if dtype in FLOATS else plan, shape, **per_sample)
     size = total if batch_size is None else batch_size
     results = torch.empty(shape, dtype=torch.float32, device=device)
     show = sys.stderr.isatty() if progress is None else progress

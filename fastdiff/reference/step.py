@@ -29,6 +29,7 @@ __all__ = ["EXACT", "FLOAT64", "Layout", "StepResult", "step"]
 
 CLIP, MASK_INPUT, MASK_D, MASK_Y0 = 1, 2, 4, 8
 NO_SLOT = -1
+LIMITS = {"inputs": 12, "outputs": 3, "bank": 16, "noises": 16}  # of one row, ring slots being inputs; csrc/row.h has the same
 NEVER = np.iinfo(np.int32).max
 BAD_ROW, BAD_BANK = 1, 2
 
@@ -60,7 +61,7 @@ class Layout:
 
     def unpack(self, row):
         """One row of coef as (p, g, (lo, hi, r), [(a, a_d, h, w)], [(k0, k1)])."""
-        K, M, J = self.inputs, self.bank, self.noises
+        K, M = self.inputs, self.bank
         ys = [np.split(row[self.y(i) : self.y(i + 1)], [K, K + 1, K + 1 + M]) for i in range(self.outputs)]
         return row[:K], row[K : K + M], row[self.clip : self.clip + 3], ys, row[self.mask :].reshape(-1, 2)
 

@@ -7,12 +7,12 @@ import numpy as np
 
 from ..noise import STREAMS, stream_id
 from ..reference import Layout
+from ..reference.step import CLIP, LIMITS, MASK_INPUT
 from .stage import Noise
 
 __all__ = ["CLIP", "LIMITS", "MASK", "Row", "addresses", "pack", "show", "unpack", "validate"]
 
-LIMITS = {"inputs": 12, "outputs": 3, "bank": 16, "noises": 16}  # of one row, as the kernels take them
-CLIP, MASK = 1, 2  # flags in meta: clip; masks at the input, d, y_0, y_1, y_2 are MASK << 0, 1, 2, 3, 4
+MASK = MASK_INPUT  # flags in meta: masks at the input, d, y_0, y_1, y_2 are MASK << 0, 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
