@@ -7,66 +7,71 @@
 
 namespace FASTDIFF_NAMESPACE {
 
+// -2 ln((float(word) + 1/2) / 2^32), in [0, 45.75]
 template <class L>
-FD_HD inline typename L::f uniform(typename L::i word) {
-  return L::fma(L::from_unsigned(word), L::set(0x1p-32f), L::set(0x1p-33f));
+FD_HD inline typename L::f minus_2_log(typename L::i word) {
+  using f = typename L::f;
+  const auto bits = L::bits(L::add(L::from_unsigned(word), L::set(0.5f)));
+  // 2^k (1 + x), x in [-1/2, 0): the exponent is read as the last place of a float of 2^23.
+  const f k = L::sub(L::value(L::add_i(L::template shift_right<23>(bits), L::set_i(0x4B000000))), L::set(8388766.0f));
+  const f x = L::sub(L::value(L::insert(bits, L::set_i(0x007FFFFF), L::set_i(0x3F000000))), L::set(1.0f));
+  f q = L::set(-2.3718159198760986f);
+  q = L::fma(q, x, L::set(-1.9029700756072998f));
+  q = L::fma(q, x, L::set(-1.4325278997421265f));
+  q = L::fma(q, x, L::set(0.26047030091285706f));
+  q = L::fma(q, x, L::set(-0.694304883480072f));
+  q = L::fma(q, x, L::set(0.9986182451248169f));
+  q = L::fma(q, x, L::set(-2.0000197887420654f));
+  return L::fma(k, L::set(-1.3862943611198906f), L::mul(x, q));
 }
 
-// sqrt(-2 ln u), u in (0, 1]
+// sqrt(v) for v >= 0, negative where the lowest bit of `word` is set: an estimate of 1 / sqrt(v) from the bits of v, which
+// takes the sign along, and one correction of high order.
 template <class L>
-FD_HD inline typename L::f radius(typename L::f u) {
+FD_HD inline typename L::f signed_sqrt(typename L::f v, typename L::i word) {
   using f = typename L::f;
-  const auto bits = L::bits(u);
-  const auto exponent = L::template shift_right_signed<23>(L::sub_i(bits, L::set_i(0x3F3504F3)));  // sqrt(1/2)
-  const f x = L::sub(L::value(L::sub_i(bits, L::template shift_left<23>(exponent))), L::set(1.0f));
-  f q = L::set(-0.2379191517829895f);
-  q = L::fma(q, x, L::set(0.3733559846878052f));
-  q = L::fma(q, x, L::set(-0.40992698073387146f));
-  q = L::fma(q, x, L::set(0.49819502234458923f));
-  q = L::fma(q, x, L::set(-0.6662901639938354f));
-  q = L::fma(q, x, L::set(1.000022292137146f));
-  q = L::fma(q, x, L::set(-2.000001907348633f));
-  return L::sqrt(L::fma(L::from_signed(exponent), L::set(-1.3862943611198906f), L::mul(x, q)));
+  const f y = L::value(L::funnel(word, L::sub_i(L::set_i(0xBE620000), L::bits(v))));
+  const f g = L::mul(v, y), e = L::fma(L::negate(g), y, L::set(1.0f));
+  f p = L::set(0.3580171763896942f);
+  p = L::fma(p, e, L::set(0.3036709725856781f));
+  p = L::fma(p, e, L::set(0.37535253167152405f));
+  p = L::fma(p, e, L::set(0.4999956786632538f));
+  return L::fma(L::mul(g, e), p, g);
 }
 
-// cos(2 pi u) and sin(2 pi u), u in (0, 1]
+// The two words of a pair to r cos a and r sin a, a = 2 pi u, u = float(second) / 2^32: the nearest half turn n is the
+// sign of r, the rest, pi t / 2 with t in [-1, 1], is twice the angle that the polynomials take.
 template <class L>
-FD_HD inline void circle(typename L::f u, typename L::f& cosine, typename L::f& sine) {
+FD_HD inline void box_muller_pair(typename L::i first, typename L::i second, typename L::f& cosine, typename L::f& sine) {
   using f = typename L::f;
-  const f round = L::set(12582912.0f);  // 1.5 * 2^23: leaves the nearest quarter turn in the low bits
-  const f shifted = L::fma(u, L::set(4.0f), round);
-  const f t = L::fma(L::sub(shifted, round), L::set(-0.25f), u);
+  const f u = L::from_unsigned(second), round = L::set(25165824.0f);  // 1.5 * 2^24: leaves n in the lowest bits
+  const f shifted = L::fma(u, L::set(0x1p-30f), round);
+  const f t = L::fma(u, L::set(0x1p-30f), L::sub(round, shifted));
+  const f r = signed_sqrt<L>(minus_2_log<L>(first), L::bits(shifted));
   const f w = L::mul(t, t);
-  f s = L::set(-75.24006652832031f);
-  s = L::fma(s, w, L::set(81.58812713623047f));
-  s = L::fma(s, w, L::set(-41.34162902832031f));
-  s = L::fma(s, w, L::set(6.283185005187988f));
-  s = L::mul(t, s);
-  f c = L::set(-83.6659164428711f);
-  c = L::fma(c, w, L::set(64.92322540283203f));
-  c = L::fma(c, w, L::set(-19.739168167114258f));
-  c = L::fma(w, c, L::set(1.0f));
-  const auto quarter = L::bits(shifted);
-  const auto turn = L::template shift_left<30>(quarter), odd = L::add_i(turn, turn);  // bits 1 and 0 as the sign
-  cosine = L::xor_sign(L::select_sign(odd, s, c), L::add_i(turn, L::set_i(1u << 30)));
-  sine = L::xor_sign(L::select_sign(odd, c, s), turn);
+  f s = L::set(-5.07010227011051e-05f);  // sqrt(2) sin(pi t / 4)
+  s = L::fma(s, w, L::set(0.0035211509093642235f));
+  s = L::fma(s, w, L::set(-0.11419116705656052f));
+  s = L::fma(s, w, L::set(0.11072071641683578f));
+  s = L::fma(t, s, t);
+  f c = L::set(-0.00044974935008212924f);  // sqrt(2) cos(pi t / 4) - 1
+  c = L::fma(c, w, L::set(0.02241302654147148f));
+  c = L::fma(c, w, L::set(-0.43617668747901917f));
+  c = L::fma(c, w, L::set(0.4142133891582489f));
+  const f rs = L::mul(r, s);
+  cosine = L::fma(L::negate(rs), s, r);
+  sine = L::fma(rs, c, rs);
 }
 
 // Four words of one Philox block (or of as many blocks as there are lanes) to four normals, cosine first.
 template <class L>
 FD_HD inline void box_muller(const typename L::i (&words)[4], typename L::f (&z)[4]) {
   FD_UNROLL
-  for (int pair = 0; pair < 4; pair += 2) {
-    const auto r = radius<L>(uniform<L>(words[pair]));
-    typename L::f c, s;
-    circle<L>(uniform<L>(words[pair + 1]), c, s);
-    z[pair] = L::mul(r, c);
-    z[pair + 1] = L::mul(r, s);
-  }
+  for (int pair = 0; pair < 4; pair += 2) box_muller_pair<L>(words[pair], words[pair + 1], z[pair], z[pair + 1]);
 }
 
 // Lanes of L:
-//   from_unsigned(i), from_signed(i): to float, to nearest even;  bits(f), value(i): reinterpret
-//   select_sign(s, a, b): a where the top bit of s is set, else b;  xor_sign(a, s): a with its sign flipped where it is
+//   from_unsigned(i): to float, to nearest even;  bits(f), value(i): reinterpret
+//   insert(a, mask, rest): (a & mask) | rest;  funnel(high, low): the lower word of (high : low) >> 1
 
 }  // namespace FASTDIFF_NAMESPACE

@@ -1,7 +1,7 @@
 """Standard normals for Triton: Box-Muller as the fixed sequence of IEEE float32 operations of ``csrc/normal.h``.
 
-Only fma, mul, add, correctly rounded square root and integer operations; kernels are compiled with fp fusion off, so
-that the compiler joins no multiplication with an addition.
+Only fma, mul, add, sub and integer operations; kernels are compiled with fp fusion off, so that the compiler joins no
+multiplication with an addition.
 """
 
 import triton
@@ -16,54 +16,61 @@ __all__ = ["box_muller", "normal_", "normal_tile"]
 
 
 @triton.jit
-def _uniform(word):
-    """uint32 to (0, 1]"""
-    return tl.fma(word.to(tl.float32), 2.3283064365386963e-10, 1.1641532182693481e-10)
+def _minus_2_log(word):
+    """-2 ln u, u = (float(word) + 1/2) / 2^32"""
+    bits = (word.to(tl.float32) + 0.5).to(tl.uint32, bitcast=True)
+    k = ((bits >> 23) + 0x4B000000).to(tl.float32, bitcast=True) - 8388766.0
+    x = ((bits & 0x007FFFFF) | 0x3F000000).to(tl.float32, bitcast=True) - 1.0
+    q = tl.fma(x, -2.3718159198760986, -1.9029700756072998)
+    q = tl.fma(q, x, -1.4325278997421265)
+    q = tl.fma(q, x, 0.26047030091285706)
+    q = tl.fma(q, x, -0.694304883480072)
+    q = tl.fma(q, x, 0.9986182451248169)
+    q = tl.fma(q, x, -2.0000197887420654)
+    return tl.fma(k, -1.3862943611198906, x * q)
 
 
 @triton.jit
-def _radius(u):
-    """sqrt(-2 ln u), u in (0, 1]"""
-    bits = u.to(tl.int32, bitcast=True)
-    exponent = (bits - 0x3F3504F3) >> 23  # of u / sqrt(1/2)
-    x = (bits - (exponent << 23)).to(tl.float32, bitcast=True) - 1.0
-    q = tl.fma(x, -0.2379191517829895, 0.3733559846878052)
-    q = tl.fma(q, x, -0.40992698073387146)
-    q = tl.fma(q, x, 0.49819502234458923)
-    q = tl.fma(q, x, -0.6662901639938354)
-    q = tl.fma(q, x, 1.000022292137146)
-    q = tl.fma(q, x, -2.000001907348633)
-    return tl.sqrt_rn(tl.fma(exponent.to(tl.float32), -1.3862943611198906, x * q))
+def _signed_sqrt(v, word):
+    """sqrt(v), v >= 0, negative where the lowest bit of the word is set"""
+    half = tl.sub(0xBE620000, v.to(tl.uint32, bitcast=True), sanitize_overflow=False) >> 1
+    y = (half | (word << 31)).to(tl.float32, bitcast=True)
+    g = v * y
+    # The sign is flipped as a bit: some versions of Triton negate by subtracting from 0.
+    minus = (g.to(tl.uint32, bitcast=True) ^ 0x80000000).to(tl.float32, bitcast=True)
+    e = tl.fma(minus, y, 1.0)
+    p = tl.fma(e, 0.3580171763896942, 0.3036709725856781)
+    p = tl.fma(p, e, 0.37535253167152405)
+    p = tl.fma(p, e, 0.4999956786632538)
+    return tl.fma(g * e, p, g)
 
 
 @triton.jit
-def _circle(u):
-    """cos(2 pi u), sin(2 pi u), u in (0, 1]"""
-    shifted = tl.fma(u, 4.0, 12582912.0)  # leaves the nearest quarter turn in the low bits
-    t = tl.fma(shifted - 12582912.0, -0.25, u)
+def _pair(first, second):
+    """r cos(2 pi u), r sin(2 pi u) with r from the first word, u = float(second) / 2^32"""
+    u = second.to(tl.float32)
+    shifted = tl.fma(u, 9.313225746154785e-10, 25165824.0)  # 2^-30; leaves the nearest half turn in the low bits
+    t = tl.fma(u, 9.313225746154785e-10, 25165824.0 - shifted)
+    r = _signed_sqrt(_minus_2_log(first), shifted.to(tl.uint32, bitcast=True))
     w = t * t
-    s = tl.fma(w, -75.24006652832031, 81.58812713623047)
-    s = tl.fma(s, w, -41.34162902832031)
-    s = tl.fma(s, w, 6.283185005187988)
-    s = t * s
-    c = tl.fma(w, -83.6659164428711, 64.92322540283203)
-    c = tl.fma(c, w, -19.739168167114258)
-    c = tl.fma(w, c, 1.0)
-    quarter = shifted.to(tl.uint32, bitcast=True)
-    odd = (quarter & 1) != 0
-    cosine = tl.where(odd, s, c).to(tl.uint32, bitcast=True) ^ (((quarter + 1) << 30) & 0x80000000)
-    sine = tl.where(odd, c, s).to(tl.uint32, bitcast=True) ^ ((quarter << 30) & 0x80000000)
-    return cosine.to(tl.float32, bitcast=True), sine.to(tl.float32, bitcast=True)
+    s = tl.fma(w, -5.07010227011051e-05, 0.0035211509093642235)
+    s = tl.fma(s, w, -0.11419116705656052)
+    s = tl.fma(s, w, 0.11072071641683578)
+    s = tl.fma(t, s, t)
+    c = tl.fma(w, -0.00044974935008212924, 0.02241302654147148)
+    c = tl.fma(c, w, -0.43617668747901917)
+    c = tl.fma(c, w, 0.4142133891582489)
+    rs = r * s
+    minus = (rs.to(tl.uint32, bitcast=True) ^ 0x80000000).to(tl.float32, bitcast=True)
+    return tl.fma(minus, s, r), tl.fma(rs, c, rs)
 
 
 @triton.jit
 def box_muller(w0, w1, w2, w3):
     """The four words of Philox calls to four normals, cosine first."""
-    r = _radius(_uniform(w0))
-    c, s = _circle(_uniform(w1))
-    q = _radius(_uniform(w2))
-    d, t = _circle(_uniform(w3))
-    return r * c, r * s, q * d, q * t
+    z0, z1 = _pair(w0, w1)
+    z2, z3 = _pair(w2, w3)
+    return z0, z1, z2, z3
 
 
 @triton.jit

@@ -16,7 +16,6 @@ struct Lane {
   static f sub(f a, f b) { return _mm256_sub_ps(a, b); }
   static f mul(f a, f b) { return _mm256_mul_ps(a, b); }
   static f fma(f a, f b, f c) { return _mm256_fmadd_ps(a, b, c); }
-  static f sqrt(f a) { return _mm256_sqrt_ps(a); }
   static f negate(f a) { return _mm256_xor_ps(a, _mm256_set1_ps(-0.0f)); }
   // max and min return their second operand where the comparison is false: NaN and equal zeros stay as they are.
   static f raise(f v, f low) { return _mm256_max_ps(low, v); }
@@ -24,22 +23,16 @@ struct Lane {
   static i add_i(i a, i b) { return _mm256_add_epi32(a, b); }
   static i sub_i(i a, i b) { return _mm256_sub_epi32(a, b); }
   template <int n>
-  static i shift_left(i a) { return _mm256_slli_epi32(a, n); }
-  template <int n>
-  static i shift_right_signed(i a) { return _mm256_srai_epi32(a, n); }
+  static i shift_right(i a) { return _mm256_srli_epi32(a, n); }
   static f from_unsigned(i a) {  // 2^39 + the upper half, 2^23 + the lower half: exact but for the last sum
     const f high = value(_mm256_or_si256(_mm256_srli_epi32(a, 16), set_i(0x53000000)));
     const f low = value(_mm256_blend_epi16(a, set_i(0x4B000000), 0xAA));
     return add(sub(high, set(0x1p39f + 0x1p23f)), low);
   }
-  static f from_signed(i a) { return _mm256_cvtepi32_ps(a); }
   static i bits(f a) { return _mm256_castps_si256(a); }
   static f value(i a) { return _mm256_castsi256_ps(a); }
-  static f select_sign(i s, f a, f b) {  // cheaper than blendv where a second call selects the other way round
-    const i mask = _mm256_srai_epi32(s, 31);
-    return value(_mm256_xor_si256(bits(b), _mm256_and_si256(_mm256_xor_si256(bits(a), bits(b)), mask)));
-  }
-  static f xor_sign(f a, i s) { return _mm256_xor_ps(a, _mm256_and_ps(value(s), set(-0.0f))); }
+  static i insert(i a, i mask, i rest) { return _mm256_or_si256(_mm256_and_si256(a, mask), rest); }
+  static i funnel(i high, i low) { return _mm256_or_si256(_mm256_slli_epi32(high, 31), _mm256_srli_epi32(low, 1)); }
 
   static f load_f32(const void* p, int64_t at) { return _mm256_loadu_ps(static_cast<const float*>(p) + at); }
   static __m128i load_16(const void* p, int64_t at) {

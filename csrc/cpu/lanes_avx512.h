@@ -16,7 +16,6 @@ struct Lane {
   static f sub(f a, f b) { return _mm512_sub_ps(a, b); }
   static f mul(f a, f b) { return _mm512_mul_ps(a, b); }
   static f fma(f a, f b, f c) { return _mm512_fmadd_ps(a, b, c); }
-  static f sqrt(f a) { return _mm512_sqrt_ps(a); }
   static f negate(f a) { return _mm512_xor_ps(a, _mm512_set1_ps(-0.0f)); }
   // max and min return their second operand where the comparison is false: NaN and equal zeros stay as they are.
   static f raise(f v, f low) { return _mm512_max_ps(low, v); }
@@ -24,17 +23,12 @@ struct Lane {
   static i add_i(i a, i b) { return _mm512_add_epi32(a, b); }
   static i sub_i(i a, i b) { return _mm512_sub_epi32(a, b); }
   template <int n>
-  static i shift_left(i a) { return _mm512_slli_epi32(a, n); }
-  template <int n>
-  static i shift_right_signed(i a) { return _mm512_srai_epi32(a, n); }
+  static i shift_right(i a) { return _mm512_srli_epi32(a, n); }
   static f from_unsigned(i a) { return _mm512_cvtepu32_ps(a); }
-  static f from_signed(i a) { return _mm512_cvtepi32_ps(a); }
   static i bits(f a) { return _mm512_castps_si512(a); }
   static f value(i a) { return _mm512_castsi512_ps(a); }
-  static f select_sign(i s, f a, f b) { return _mm512_mask_blend_ps(_mm512_movepi32_mask(s), b, a); }
-  static f xor_sign(f a, i s) {  // a ^ (s & sign)
-    return value(_mm512_ternarylogic_epi32(bits(a), s, set_i(0x80000000u), 0xF0 ^ (0xCC & 0xAA)));
-  }
+  static i insert(i a, i mask, i rest) { return _mm512_ternarylogic_epi32(a, mask, rest, (0xF0 & 0xCC) | 0xAA); }
+  static i funnel(i high, i low) { return _mm512_or_si512(_mm512_slli_epi32(high, 31), _mm512_srli_epi32(low, 1)); }
 
   static f load_f32(const void* p, int64_t at) { return _mm512_loadu_ps(static_cast<const float*>(p) + at); }
   static __m256i load_16(const void* p, int64_t at) {

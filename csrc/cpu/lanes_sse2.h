@@ -46,7 +46,6 @@ struct Lane {
     }
     return _mm_movelh_ps(_mm_cvtpd_ps(sum_low), _mm_cvtpd_ps(sum_high));
   }
-  static f sqrt(f a) { return _mm_sqrt_ps(a); }
   static f negate(f a) { return _mm_xor_ps(a, set(-0.0f)); }
   // max and min return their second operand where the comparison is false: NaN and equal zeros stay as they are.
   static f raise(f v, f low) { return _mm_max_ps(low, v); }
@@ -54,20 +53,17 @@ struct Lane {
   static i add_i(i a, i b) { return _mm_add_epi32(a, b); }
   static i sub_i(i a, i b) { return _mm_sub_epi32(a, b); }
   template <int n>
-  static i shift_left(i a) { return _mm_slli_epi32(a, n); }
-  template <int n>
-  static i shift_right_signed(i a) { return _mm_srai_epi32(a, n); }
+  static i shift_right(i a) { return _mm_srli_epi32(a, n); }
   static f from_unsigned(i a) {  // 2^39 + the upper half, 2^23 + the lower half: exact but for the last sum
     const f high = value(_mm_or_si128(_mm_srli_epi32(a, 16), set_i(0x53000000)));
     const f low = value(_mm_or_si128(_mm_and_si128(a, set_i(0xFFFF)), set_i(0x4B000000)));
     return add(sub(high, set(0x1p39f + 0x1p23f)), low);
   }
-  static f from_signed(i a) { return _mm_cvtepi32_ps(a); }
   static i bits(f a) { return _mm_castps_si128(a); }
   static f value(i a) { return _mm_castsi128_ps(a); }
   static f select(f mask, f a, f b) { return _mm_or_ps(_mm_and_ps(mask, a), _mm_andnot_ps(mask, b)); }
-  static f select_sign(i s, f a, f b) { return select(value(_mm_srai_epi32(s, 31)), a, b); }
-  static f xor_sign(f a, i s) { return _mm_xor_ps(a, _mm_and_ps(value(s), set(-0.0f))); }
+  static i insert(i a, i mask, i rest) { return _mm_or_si128(_mm_and_si128(a, mask), rest); }
+  static i funnel(i high, i low) { return _mm_or_si128(_mm_slli_epi32(high, 31), _mm_srli_epi32(low, 1)); }
 
   static f load_f32(const void* p, int64_t at) { return _mm_loadu_ps(static_cast<const float*>(p) + at); }
   static i load_16(const void* p, int64_t at) {  // to the upper halves of 32 bits

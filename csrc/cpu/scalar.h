@@ -98,22 +98,18 @@ struct ScalarLane {
   static f sub(f a, f b) { return a - b; }
   static f mul(f a, f b) { return a * b; }
   static f fma(f a, f b, f c) { return fused(a, b, c); }
-  static f sqrt(f a) { return __builtin_sqrtf(a); }
   static f negate(f a) { return bit_cast<float>(bit_cast<uint32_t>(a) ^ 0x80000000u); }
   static f raise(f v, f low) { return v < low ? low : v; }
   static f lower(f v, f high) { return v > high ? high : v; }
   static i add_i(i a, i b) { return a + b; }
   static i sub_i(i a, i b) { return a - b; }
   template <int n>
-  static i shift_left(i a) { return a << n; }
-  template <int n>
-  static i shift_right_signed(i a) { return static_cast<uint32_t>(static_cast<int32_t>(a) >> n); }
+  static i shift_right(i a) { return a >> n; }
   static f from_unsigned(i a) { return static_cast<float>(a); }
-  static f from_signed(i a) { return static_cast<float>(static_cast<int32_t>(a)); }
   static i bits(f a) { return bit_cast<uint32_t>(a); }
   static f value(i a) { return bit_cast<float>(a); }
-  static f select_sign(i s, f a, f b) { return static_cast<int32_t>(s) < 0 ? a : b; }
-  static f xor_sign(f a, i s) { return bit_cast<float>(bit_cast<uint32_t>(a) ^ (s & 0x80000000u)); }
+  static i insert(i a, i mask, i rest) { return (a & mask) | rest; }
+  static i funnel(i high, i low) { return high << 31 | low >> 1; }
 
   static f load_f32(const void* p, int64_t at) { return static_cast<const float*>(p)[at]; }
   static f load_f16(const void* p, int64_t at) { return widen_f16(static_cast<const uint16_t*>(p)[at]); }

@@ -46,32 +46,28 @@ struct Lane {
 #if defined(__CUDA_ARCH__)
   __device__ static f fma(f a, f b, f c) { return __fmaf_rn(a, b, c); }
   __device__ static f mul(f a, f b) { return __fmul_rn(a, b); }
+  __device__ static f add(f a, f b) { return __fadd_rn(a, b); }
   __device__ static f sub(f a, f b) { return __fsub_rn(a, b); }
-  __device__ static f sqrt(f a) { return __fsqrt_rn(a); }
   __device__ static f from_unsigned(i a) { return __uint2float_rn(a); }
-  __device__ static f from_signed(i a) { return __int2float_rn(static_cast<int32_t>(a)); }
+  __device__ static i funnel(i high, i low) { return __funnelshift_r(low, high, 1); }
 #else
   FD_HD static f fma(f a, f b, f c) { return std::fma(a, b, c); }
   FD_HD static f mul(f a, f b) { return a * b; }
+  FD_HD static f add(f a, f b) { return a + b; }
   FD_HD static f sub(f a, f b) { return a - b; }
-  FD_HD static f sqrt(f a) { return std::sqrt(a); }
   FD_HD static f from_unsigned(i a) { return static_cast<f>(a); }
-  FD_HD static f from_signed(i a) { return static_cast<f>(static_cast<int32_t>(a)); }
+  FD_HD static i funnel(i high, i low) { return high << 31 | low >> 1; }
 #endif
   FD_HD static f set(f v) { return v; }
   FD_HD static i set_i(uint32_t v) { return v; }
   FD_HD static i add_i(i a, i b) { return a + b; }
   FD_HD static i sub_i(i a, i b) { return a - b; }
   template <int n>
-  FD_HD static i shift_left(i a) {
-    return a << n;
+  FD_HD static i shift_right(i a) {
+    return a >> n;
   }
-  template <int n>
-  FD_HD static i shift_right_signed(i a) {
-    return static_cast<i>(static_cast<int32_t>(a) >> n);
-  }
-  FD_HD static f select_sign(i s, f a, f b) { return static_cast<int32_t>(s) < 0 ? a : b; }
-  FD_HD static f xor_sign(f a, i s) { return value(bits(a) ^ (s & 0x80000000u)); }
+  FD_HD static i insert(i a, i mask, i rest) { return (a & mask) | rest; }
+  FD_HD static f negate(f a) { return -a; }
 };
 
 // Philox words. The 64-bit product is asked for by name: written as a multiplication in uint64_t, nvcc keeps an addition
