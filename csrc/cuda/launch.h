@@ -57,12 +57,16 @@ struct Grid {
   unsigned x, y, z, block_x, block_y;
 };
 
-// What a kernel can do, since what it can do costs registers even where a row does not ask for it. Everything: bank,
-// masks, rows by token.
-enum Features : int { kPlain = 0, kWithBank = 1, kEverything = 2 };
+// What a kernel can do, since what it can do costs registers and instructions even where a row does not ask for it.
+// Everything: bank, masks, rows by token. Dense: no more than plain, and every access is a whole vector.
+enum Features : int { kPlain = 0, kWithBank = 1, kEverything = 2, kDense = 3 };
 
-// What a launch will be; see plan.h. `elements` is how many a thread owns, 0 when there is nothing to do. All views are
-// float32 where it is 4, but for kEverything, which takes any.
+// Are all views float32, known when compiled? `elements` is how many a thread owns.
+FD_HD constexpr bool all_f32(int elements, Features features) {
+  return features == kDense ? elements == 8 : features != kEverything && elements == 4;
+}
+
+// What a launch will be; see plan.h. `elements` is 0 when there is nothing to do.
 struct StepPlan {
   StepLaunch launch;
   Grid grid;
@@ -75,6 +79,7 @@ struct NormalPlan {
   NormalLaunch launch;
   Grid grid;
   int elements;
+  Features features;  // kPlain or kDense
 };
 
 // `stream` is a cudaStream_t, the result a cudaError_t. Asynchronous, one launch, no allocation.

@@ -11,9 +11,9 @@ __device__ inline uint32_t sample_of_thread() {
 }
 __device__ inline int64_t column_of_thread() { return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; }
 
-template <int E>
+template <int E, Features features>
 __global__ void __launch_bounds__(kThreads) normal_kernel(const __grid_constant__ NormalLaunch launch) {
-  normal_thread<E, E == 4>(launch, sample_of_thread(), column_of_thread() * E);
+  normal_thread<E, features>(launch, sample_of_thread(), column_of_thread() * E);
 }
 
 __global__ void __launch_bounds__(kThreads) fold_in_kernel(const __grid_constant__ FoldInArgs args) {
@@ -28,19 +28,25 @@ __global__ void __launch_bounds__(kThreads) raw_words_kernel(const __grid_consta
   raw_words_thread(args, sample_of_thread(), column_of_thread() * 4);
 }
 
-template <class Kernel, class Launch>
-static int start(Kernel* kernel, Launch launch, const Grid& g, void* stream) {
+template <class Launch>
+static int start(const void* kernel, Launch launch, const Grid& g, void* stream) {
   void* parameters[] = {&launch};
-  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(g.x, g.y, g.z), dim3(g.block_x, g.block_y), parameters, 0,
+  return cudaLaunchKernel(kernel, dim3(g.x, g.y, g.z), dim3(g.block_x, g.block_y), parameters, 0,
                           static_cast<cudaStream_t>(stream));
 }
+
+struct NormalKernelOf {
+  template <int E, Features features>
+  const void* run() const {
+    return reinterpret_cast<const void*>(normal_kernel<E, features>);
+  }
+};
 
 int launch_normal(const NormalArgs& args, void* stream) {
   const NormalPlan plan = plan_normal(args);
   if (args.batch == 0 || args.numel == 0) return cudaSuccess;
   if (plan.elements == 0) return cudaErrorInvalidValue;
-  return plan.elements == 4 ? start(normal_kernel<4>, plan.launch, plan.grid, stream)
-                            : start(normal_kernel<8>, plan.launch, plan.grid, stream);
+  return start(choose_kernel(plan, NormalKernelOf{}), plan.launch, plan.grid, stream);
 }
 
 template <class Kernel, class Args>
@@ -48,7 +54,7 @@ static int start_flat(Kernel* kernel, const Args& args, int64_t batch, int64_t n
   if (batch == 0 || numel == 0) return cudaSuccess;
   Grid grid;
   if (!plan_grid(batch, numel, elements, grid)) return cudaErrorInvalidValue;
-  return start(kernel, args, grid, stream);
+  return start(reinterpret_cast<const void*>(kernel), args, grid, stream);
 }
 
 int launch_fold_in(const FoldInArgs& args, void* stream) { return start_flat(fold_in_kernel, args, 1, args.count, 1, stream); }

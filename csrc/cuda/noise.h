@@ -9,18 +9,18 @@ FD_HD inline Key key_at(const int64_t* keys, int64_t at, int64_t pair) {
   return {static_cast<uint64_t>(keys[at]), static_cast<uint64_t>(keys[at + pair])};
 }
 
-template <int E, bool kWide>
+template <int E, Features features>
 FD_HD inline void normal_thread(const NormalLaunch& launch, uint32_t b, int64_t e0) {
   const NormalArgs& a = launch.args;
   if (b >= a.batch || e0 >= a.numel) return;
-  Place p{b, e0, 0, 0, launch.inner, 0, a.numel - e0 < E ? static_cast<int>(a.numel - e0) : E};
-  if (launch.inner) {
+  Place p{b, e0, 0, 0, launch.inner, 0, features != kDense && a.numel - e0 < E ? static_cast<int>(a.numel - e0) : E};
+  if (features != kDense && launch.inner) {
     p.group = quotient(e0, launch.inner);
     p.pixel = e0 - p.group * launch.inner;
   }
   float z[E];
   draw(key_at(a.keys, times(b, a.key_stride_b), a.key_stride_pair), e0, z);
-  store<E, kWide>(a.out, p, launch.aligned != 0, false, z);
+  store<E, features>(a.out, p, launch.aligned != 0, false, z);
 }
 
 FD_HD inline void write_key(int64_t* out, Key key) {

@@ -68,12 +68,17 @@ inline StepPlan plan_step(const StepArgs& given) {
     wide &= a.mask.dtype == Dtype::f32;
   }
   plan.features = a.mask.data || a.tokens > 1 ? kEverything : a.layout.bank > 0 ? kWithBank : kPlain;
-  plan.elements = wide || plan.features == kEverything ? 4 : 8;
 
   // Nothing follows the logical order where there is neither noise nor a mask nor a token: samples that all lie in
   // memory in the same order are then walked in that order.
   if (alike && a.layout.noises == 0 && !a.mask.data && a.tokens <= 1)
     each_view(a, [](View& v, int64_t, int) { v.groups = 1, v.inner = 0; });
+
+  const int most = wide ? 8 : 16;
+  bool dense = plan.features == kPlain && a.numel % most == 0;
+  each_view(a, [&](View& v, int64_t samples, int) { dense &= vectors(v, samples, most); });
+  if (dense) plan.features = kDense;
+  plan.elements = dense ? most : wide || plan.features == kEverything ? 4 : 8;
 
   each_view(a, [&](View& v, int64_t samples, int bit) {
     if (vectors(v, samples, plan.elements)) plan.launch.aligned |= 1u << bit;
@@ -96,8 +101,9 @@ auto choose_kernel(const StepPlan& plan, const Go& go) {
   const int outputs = plan.launch.args.layout.outputs;
   if (plan.features == kEverything) return go.template run<4, kEverything, 3>();
   if (plan.features == kWithBank) return plan.elements == 4 ? go.template run<4, kWithBank, 3>() : go.template run<8, kWithBank, 3>();
-  if (outputs == 1) return plan.elements == 4 ? go.template run<4, kPlain, 1>() : go.template run<8, kPlain, 1>();
-  if (outputs == 2) return plan.elements == 4 ? go.template run<4, kPlain, 2>() : go.template run<8, kPlain, 2>();
+  if (plan.features == kDense && outputs == 1) return plan.elements == 8 ? go.template run<8, kDense, 1>() : go.template run<16, kDense, 1>();
+  if (plan.features == kDense && outputs == 2) return plan.elements == 8 ? go.template run<8, kDense, 2>() : go.template run<16, kDense, 2>();
+  if (plan.features == kDense) return plan.elements == 8 ? go.template run<8, kDense, 3>() : go.template run<16, kDense, 3>();
   return plan.elements == 4 ? go.template run<4, kPlain, 3>() : go.template run<8, kPlain, 3>();
 }
 
@@ -108,10 +114,19 @@ inline NormalPlan plan_normal(const NormalArgs& given) {
   if (given.batch == 0 || given.numel == 0) return plan;
   settle(out);
   plan.launch.inner = out.inner;
-  const int elements = out.dtype == Dtype::f32 ? 4 : 8;
+  const int most = out.dtype == Dtype::f32 ? 8 : 16;
+  const bool dense = given.numel % most == 0 && vectors(out, given.batch, most);
+  const int elements = dense ? most : most / 2;
+  plan.features = dense ? kDense : kPlain;
   plan.launch.aligned = vectors(out, given.batch, elements);
   if (plan_grid(given.batch, given.numel, elements, plan.grid)) plan.elements = elements;
   return plan;
+}
+
+template <class Go>
+auto choose_kernel(const NormalPlan& plan, const Go& go) {
+  if (plan.features == kDense) return plan.elements == 8 ? go.template run<8, kDense>() : go.template run<16, kDense>();
+  return plan.elements == 4 ? go.template run<4, kPlain>() : go.template run<8, kPlain>();
 }
 
 }  // namespace FASTDIFF_NAMESPACE

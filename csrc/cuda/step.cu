@@ -10,8 +10,8 @@ namespace FASTDIFF_NAMESPACE {
 constexpr int blocks(int elements, Features features, int outputs) {
   if (features == kEverything) return 4;
   if (features == kWithBank) return elements == 4 ? 6 : 4;
-  if (elements == 4) return outputs == 1 ? 8 : 7;
-  return outputs == 1 ? 6 : outputs == 2 ? 5 : 4;
+  if (features == kDense) return elements == 8 ? (outputs == 1 ? 8 : 6) : outputs < 3 ? 4 : 3;
+  return elements == 4 ? 7 : 4;
 }
 
 template <int E, Features features, int kOut>

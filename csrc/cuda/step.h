@@ -31,7 +31,7 @@ FD_HD inline void clear(float (&sum)[E]) {
 FD_HD inline bool has(uint32_t bits, int bit) { return bits >> bit & 1u; }
 
 // The row's mask: mix(v) = fma(m, v, fma(-m, k, k)), k = k0 known + k1 N(key). What the targets share is read once.
-template <int E, bool kWide>
+template <int E, Features features>
 struct Mask {
   uint32_t targets;  // bit 0 the input, 1 d, 2 + i y_i
   const float* mixes;
@@ -50,8 +50,8 @@ struct Mask {
     }
     Raw<E> raw;
     if (reads && a.known.data) {
-      load<E, kWide>(a.known, p, has(launch.aligned, kAlignedKnown), raw);
-      widen<E, kWide>(raw, a.known.dtype, known);
+      load<E, features>(a.known, p, has(launch.aligned, kAlignedKnown), raw);
+      widen<E, features>(raw, a.known.dtype, known);
     } else {
       clear(known);
     }
@@ -64,7 +64,7 @@ struct Mask {
     Place q = p;
     q.e0 = p.e0 - quotient(p.e0, a.mask_period) * a.mask_period;
     if (has(launch.aligned, kAlignedMask)) {
-      load<E, kWide>(a.mask, q, true, raw);
+      load<E, features>(a.mask, q, true, raw);
     } else {
       for (int l = 0; l < E; ++l) raw.w[l] = 0;
       int64_t at = q.e0;
@@ -72,7 +72,7 @@ struct Mask {
       for (int l = 0; l < E; ++l) {
         if (l >= p.lo && l < p.hi) {
           const int64_t from = times(p.b, a.mask.batch_stride) + a.mask.at(at);
-          if (kWide || a.mask.dtype == Dtype::f32) {
+          if (all_f32(E, features) || a.mask.dtype == Dtype::f32) {
             raw.w[l] = static_cast<const uint32_t*>(a.mask.data)[from];
           } else {
             raw.w[l / 2] |= static_cast<uint32_t>(static_cast<const uint16_t*>(a.mask.data)[from]) << 16 * (l % 2);
@@ -81,7 +81,7 @@ struct Mask {
         if (++at == a.mask_period) at = 0;
       }
     }
-    widen<E, kWide>(raw, a.mask.dtype, m);
+    widen<E, features>(raw, a.mask.dtype, m);
   }
 
   FD_HD void mix(int target, float (&v)[E]) const {
@@ -96,7 +96,7 @@ struct Mask {
 };
 
 // sum_m g_m q_bm V_m added to up to `n` sums, whose weights start at row[first + i * stride].
-template <int E, bool kWide, int n>
+template <int E, Features features, int n>
 FD_HD inline void steer(const StepLaunch& launch, const Place& p, const float* row, int first, int stride, int count,
                         float (&sums)[n][E]) {
   const StepArgs& a = launch.args;
@@ -122,8 +122,8 @@ FD_HD inline void steer(const StepLaunch& launch, const Place& p, const float* r
     vector.b = static_cast<uint32_t>(index);
     Raw<E> raw;
     float v[E];
-    load<E, kWide>(a.bank, vector, has(launch.aligned, kAlignedBank), raw);
-    widen<E, kWide>(raw, a.bank.dtype, v);
+    load<E, features>(a.bank, vector, has(launch.aligned, kAlignedBank), raw);
+    widen<E, features>(raw, a.bank.dtype, v);
     FD_UNROLL
     for (int i = 0; i < n; ++i) add(sums[i], c[i], v);
   }
@@ -132,7 +132,7 @@ FD_HD inline void steer(const StepLaunch& launch, const Place& p, const float* r
 // The elements [p.lo, p.hi) of a thread, which belong to one token. kOut outputs, or up to three where it is three.
 template <int E, Features features, int kOut>
 FD_HD inline void apply_row(const StepLaunch& launch, const Place& p, int64_t token) {
-  constexpr bool kWide = E == 4 && features != kEverything, kFull = features == kEverything;
+  constexpr bool kFull = features == kEverything, kBank = kFull || features == kWithBank;
   const StepArgs& a = launch.args;
   RowLayout layout = a.layout;
   if (kOut < kMaxOutputs) layout.outputs = kOut;  // known when compiled: no sums for outputs that are not there
@@ -151,7 +151,7 @@ FD_HD inline void apply_row(const StepLaunch& launch, const Place& p, int64_t to
   const int32_t* meta = a.meta + times(r, kMetaWidth);
   const int32_t slot = meta[kRingSlot], flags = meta[kFlags];
 
-  Mask<E, kWide> mask;
+  Mask<E, features> mask;
   int32_t masked = -1;
   if (kFull) {
     mask.prepare(launch, p, static_cast<uint32_t>(flags), row, r, static_cast<uint32_t>(meta[kMaskNoise]));
@@ -179,13 +179,13 @@ FD_HD inline void apply_row(const StepLaunch& launch, const Place& p, int64_t to
         weight[j][i] = i <= layout.outputs ? scaled(row[i ? layout.y(i - 1) + k : k], s) : 0.0f;
         needed[j] |= weight[j][i] != 0.0f;
       }
-      if (needed[j]) load<E, kWide>(a.in[k], p, has(launch.aligned, k), raw[j]);
+      if (needed[j]) load<E, features>(a.in[k], p, has(launch.aligned, k), raw[j]);
     }
     FD_UNROLL
     for (int j = 0; j < kGroup; ++j) {
       if (!needed[j]) continue;
       float v[E];
-      widen<E, kWide>(raw[j], a.in[first + j].dtype, v);
+      widen<E, features>(raw[j], a.in[first + j].dtype, v);
       if (kFull && first + j == masked) mask.mix(0, v);
       add(d[0], weight[j][0], v);
       FD_UNROLL
@@ -193,7 +193,7 @@ FD_HD inline void apply_row(const StepLaunch& launch, const Place& p, int64_t to
     }
   }
 
-  if (features != kPlain) steer<E, kWide>(launch, p, row, layout.g(), 0, 1, d);
+  if (kBank) steer<E, features>(launch, p, row, layout.g(), 0, 1, d);
   if (flags & kClip) {  // compares and selects: NaN stays NaN
     const float* bounds = a.clip ? a.clip + times(p.b, a.clip_stride_b) : row + layout.clip();
     const float lo = bounds[0], hi = bounds[1], factor = bounds[2];
@@ -212,13 +212,13 @@ FD_HD inline void apply_row(const StepLaunch& launch, const Place& p, int64_t to
   if (keeps) {
     const bool nans = maybe_nan(d[0]);
     if (nans) bad = any_nan(p, d[0]);
-    store<E, kWide>(a.in[a.listed + slot], p, has(launch.aligned, a.listed + slot), nans, d[0]);
+    store<E, features>(a.in[a.listed + slot], p, has(launch.aligned, a.listed + slot), nans, d[0]);
   }
 
   FD_UNROLL
   for (int i = 0; i < kOut; ++i)
     if (i < layout.outputs) add(y[i], row[layout.y_d(i)], d[0]);
-  if (features != kPlain) steer<E, kWide>(launch, p, row, layout.y_bank(0), layout.y_width(), layout.outputs, y);
+  if (kBank) steer<E, features>(launch, p, row, layout.y_bank(0), layout.y_width(), layout.outputs, y);
   FD_ROLLED
   for (int j = 0; j < layout.noises; ++j) {
     float w[kOut];
@@ -230,10 +230,18 @@ FD_HD inline void apply_row(const StepLaunch& launch, const Place& p, int64_t to
     }
     if (!any) continue;
     const int64_t* key = a.keys + times(r, a.key_stride_row) + j * a.key_stride_noise + times(p.b, a.key_stride_b);
-    float z[E];
-    draw({static_cast<uint64_t>(key[0]), static_cast<uint64_t>(key[1])}, p.e0, z);
+    const uint64_t seed = static_cast<uint64_t>(key[0]), first = static_cast<uint64_t>(key[1]) + static_cast<uint64_t>(p.e0) / 4;
     FD_UNROLL
-    for (int i = 0; i < kOut; ++i) add(y[i], w[i], z);
+    for (int q = 0; q < E; q += 4) {
+      float z[4];
+      draw_four(seed, first + q / 4, z);
+      FD_UNROLL
+      for (int i = 0; i < kOut; ++i) {
+        if (w[i] == 0.0f) continue;
+        FD_UNROLL
+        for (int l = 0; l < 4; ++l) y[i][q + l] = Lane::fma(w[i], z[l], y[i][q + l]);
+      }
+    }
   }
 
   FD_UNROLL
@@ -242,7 +250,7 @@ FD_HD inline void apply_row(const StepLaunch& launch, const Place& p, int64_t to
     if (kFull) mask.mix(2 + i, y[i]);
     const bool nans = maybe_nan(y[i]);
     if (nans) bad |= any_nan(p, y[i]);
-    store<E, kWide>(a.out[i], p, has(launch.aligned, kAlignedOut + i), nans, y[i]);
+    store<E, features>(a.out[i], p, has(launch.aligned, kAlignedOut + i), nans, y[i]);
   }
   if (bad) report_row(a.status, static_cast<int32_t>(r));
 }
@@ -252,9 +260,9 @@ template <int E, Features features, int kOut>
 FD_HD inline void step_thread(const StepLaunch& launch, uint32_t b, int64_t e0) {
   const StepArgs& a = launch.args;
   if (b >= a.batch || e0 >= a.numel) return;
-  const int count = a.numel - e0 < E ? static_cast<int>(a.numel - e0) : E;
+  const int count = features != kDense && a.numel - e0 < E ? static_cast<int>(a.numel - e0) : E;
   Place p{b, e0, 0, 0, launch.inner, 0, count};
-  if (launch.inner) {
+  if (features != kDense && launch.inner) {
     p.group = quotient(e0, launch.inner);
     p.pixel = e0 - p.group * launch.inner;
   }

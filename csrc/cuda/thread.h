@@ -6,6 +6,7 @@
 
 #include "../normal.h"
 #include "../row.h"
+#include "launch.h"
 
 #if !defined(__CUDA_ARCH__)
 #include <cmath>
@@ -207,11 +208,10 @@ FD_HD inline void each_lane(const View& v, const Place& p, const Visit& visit) {
   }
 }
 
-// kWide: every view is float32, known at compile time, and E is 4.
-template <int E, bool kWide>
+template <int E, Features features>
 FD_HD inline void load(const View& v, const Place& p, bool aligned, Raw<E>& raw) {
-  const bool vector = aligned && p.lo == 0 && p.hi == E;
-  if (kWide || v.dtype == Dtype::f32) {
+  const bool vector = features == kDense || (aligned && p.lo == 0 && p.hi == E);
+  if (all_f32(E, features) || v.dtype == Dtype::f32) {
     const uint32_t* base = static_cast<const uint32_t*>(v.data) + times(p.b, v.batch_stride);
     if (vector) {
       FD_UNROLL
@@ -224,8 +224,12 @@ FD_HD inline void load(const View& v, const Place& p, bool aligned, Raw<E>& raw)
   } else {
     const uint16_t* base = static_cast<const uint16_t*>(v.data) + times(p.b, v.batch_stride);
     if (vector) {
-      if (E == 8) read16(base + p.e0, raw.w);
-      else read8(base + p.e0, raw.w);
+      if constexpr (E == 4) {
+        read8(base + p.e0, raw.w);
+      } else {
+        FD_UNROLL
+        for (int q = 0; q < E; q += 8) read16(base + p.e0 + q, raw.w + q / 2);
+      }
     } else {
       FD_UNROLL
       for (int l = 0; l < E / 2; ++l) raw.w[l] = 0;
@@ -234,9 +238,9 @@ FD_HD inline void load(const View& v, const Place& p, bool aligned, Raw<E>& raw)
   }
 }
 
-template <int E, bool kWide>
+template <int E, Features features>
 FD_HD inline void widen(const Raw<E>& raw, Dtype dtype, float (&v)[E]) {
-  if (kWide || dtype == Dtype::f32) {
+  if (all_f32(E, features) || dtype == Dtype::f32) {
     FD_UNROLL
     for (int l = 0; l < E; ++l) v[l] = Lane::value(raw.w[l]);
   } else if (dtype == Dtype::f16) {
@@ -266,11 +270,11 @@ FD_HD inline bool any_nan(const Place& p, const float (&v)[E]) {
 
 // Rounds once and stores. `nans` says whether some v may be NaN: only then are they looked for, since a NaN must be
 // stored as the canonical one, which the conversion instructions do not give.
-template <int E, bool kWide>
+template <int E, Features features>
 FD_HD inline void store(const View& v, const Place& p, bool aligned, bool nans, const float (&values)[E]) {
-  const bool vector = aligned && p.lo == 0 && p.hi == E;
+  const bool vector = features == kDense || (aligned && p.lo == 0 && p.hi == E);
   uint32_t w[E];
-  if (kWide || v.dtype == Dtype::f32) {
+  if (all_f32(E, features) || v.dtype == Dtype::f32) {
     FD_UNROLL
     for (int l = 0; l < E; ++l) w[l] = Lane::bits(values[l]);
     if (nans) {
@@ -297,8 +301,12 @@ FD_HD inline void store(const View& v, const Place& p, bool aligned, bool nans, 
     }
     uint16_t* base = static_cast<uint16_t*>(v.data) + times(p.b, v.batch_stride);
     if (vector) {
-      if (E == 8) write16(base + p.e0, w);
-      else write8(base + p.e0, w);
+      if constexpr (E == 4) {
+        write8(base + p.e0, w);
+      } else {
+        FD_UNROLL
+        for (int q = 0; q < E; q += 8) write16(base + p.e0 + q, w + q / 2);
+      }
     } else {
       each_lane<E>(v, p, [&](int l, int64_t at) { base[at] = static_cast<uint16_t>(w[l / 2] >> 16 * (l % 2)); });
     }
@@ -307,16 +315,20 @@ FD_HD inline void store(const View& v, const Place& p, bool aligned, bool nans, 
 
 // ------------------------------------------------------------------------------------------------------------ noise
 
+// Four elements of N((seed, .)).
+FD_HD inline void draw_four(uint64_t seed, uint64_t counter, float (&z)[4]) {
+  uint32_t words[4] = {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0, 0};
+  philox<ThreadWords>(words, seed);
+  box_muller<Lane>(words, z);
+}
+
 // N(key) at elements e0 .. e0 + E - 1; e0 is a multiple of 4.
 template <int E>
 FD_HD inline void draw(Key key, int64_t e0, float (&z)[E]) {
   FD_UNROLL
   for (int q = 0; q < E; q += 4) {
-    const uint64_t counter = key.offset + static_cast<uint64_t>(e0 + q) / 4;
-    uint32_t words[4] = {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0, 0};
     float four[4];
-    philox<ThreadWords>(words, key.seed);
-    box_muller<Lane>(words, four);
+    draw_four(key.seed, key.offset + static_cast<uint64_t>(e0) / 4 + q / 4, four);
     FD_UNROLL
     for (int l = 0; l < 4; ++l) z[q + l] = four[l];
   }

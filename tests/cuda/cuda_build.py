@@ -1,4 +1,4 @@
-"""Compiles what the tests of this folder look at: the emulator (any C++ compiler) and the GPU code (nvcc).
+"""Compiles what tests look at: the emulator (any C++ compiler) and the GPU code (nvcc), for each target when asked for.
 
 Results are kept in the system's folder for temporary files under a hash of the sources, so that only a change of
 csrc/ or of the tests' C++ compiles anything.
@@ -12,27 +12,28 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CUDA = ROOT / "csrc" / "cuda"
-ARCH = "sm_90"
+ARCH, ARCHS = 90, (80, 90, 100)
 NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false"]  # as in setup.py, which test_device_code.py checks
-HOST_FLAGS = ["-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
+STABLE_FLAGS = ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DTORCH_STABLE_ONLY"]
+HOST_FLAGS = ["-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-maybe-uninitialized", "-Wno-uninitialized", "-fPIC", "-shared"]
 
 
-def _sources():
-    return sorted([*(ROOT / "csrc").glob("*.h"), *CUDA.iterdir(), *HERE.glob("*.cpp"), *HERE.glob("*.cu")])
-
-
-def kept(name, build, *extra):
-    """The folder of a build, made by ``build(folder)`` unless it is there. Several processes may ask at once."""
+def kept(name, build, *extra, sources=()):
+    """The folder of a build, made by ``build(folder)`` unless it is there. Several processes may ask at once. No name may be
+    another one's beginning. sources: files besides those of csrc/ and csrc/cuda/ that it is made from."""
     digest = hashlib.sha256(repr((name, *extra)).encode())
-    for path in _sources():
+    for path in sorted([*(ROOT / "csrc").glob("*.h"), *CUDA.iterdir(), *sources]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     top = Path(tempfile.gettempdir()) / f"fastdiff-tests-{os.getuid()}"
     top.mkdir(exist_ok=True, mode=0o700)
@@ -62,7 +63,8 @@ def emulator():
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         pytest.skip("no C++ compiler")
-    folder = kept("emulator", lambda to: _run([compiler, *HOST_FLAGS, HERE / "emulate.cpp", "-o", to / "emulator.so"]), compiler)
+    source = HERE / "emulate.cpp"
+    folder = kept("emulator", lambda to: _run([compiler, *HOST_FLAGS, source, "-o", to / "emulator.so"]), compiler, sources=[source])
     return ctypes.CDLL(str(folder / "emulator.so"))
 
 
@@ -87,21 +89,21 @@ def nvcc():
 
 
 @functools.cache
-def compiled():
-    """The folder with step and noise as PTX, cubin, object and ptxas report (.txt) for one architecture."""
+def compiled(arch=ARCH):
+    """The folder with step and noise as PTX, cubin, object and ptxas report (.txt) for sm_``arch``."""
     compiler = nvcc()
 
     def build(to):
         for unit in ("step", "noise"):
             with tempfile.TemporaryDirectory() as scratch:
-                options = [*NVCC_FLAGS, f"-arch={ARCH}", "-Xptxas", "-v", "-Xcompiler", "-fPIC"]
+                options = [*NVCC_FLAGS, f"-arch=sm_{arch}", "-Xptxas", "-v", "-Xcompiler", "-fPIC"]
                 options += ["--keep", "--keep-dir", scratch]
                 log = _run([compiler, *options, "-c", CUDA / f"{unit}.cu", "-o", to / f"{unit}.o"], cwd=scratch)
                 (to / f"{unit}.txt").write_text(log)
                 shutil.copy(Path(scratch) / f"{unit}.ptx", to)
                 shutil.copy(next(Path(scratch).glob(f"{unit}*.cubin")), to / f"{unit}.cubin")
 
-    return kept("compiled", build, str(compiler), NVCC_FLAGS, ARCH)
+    return kept(f"sm_{arch}", build, str(compiler), NVCC_FLAGS)
 
 
 def resources(report):
@@ -111,16 +113,29 @@ def resources(report):
     return {m[1]: (int(m[5]), int(m[2]), int(m[3]), int(m[4])) for m in pattern.finditer(report)}
 
 
-@functools.cache
-def launcher():
-    """The real launches linked with a runtime that records instead of launching (stub_runtime.cpp)."""
+def _linked(name, options, sources, *extra):
+    """The objects of step and noise, linked with C++ sources of this folder, as a ctypes library."""
     objects = compiled()
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         pytest.skip("no C++ compiler")
+    command = [compiler, "-std=c++17", "-O1", "-fPIC", "-shared", f"-I{_headers(_home())}", *sources, objects / "step.o", objects / "noise.o"]
+    folder = kept(name, lambda to: _run([*command, *options, "-o", to / f"{name}.so"]), str(compiler), options, *extra, sources=sources)
+    lib = ctypes.CDLL(str(folder / f"{name}.so"))
+    lib.launch_kernel.restype, lib.launch_parameters.restype, lib.launch_size.restype = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_uint64
+    return lib
 
-    def build(to):
-        options = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wl,-z,defs", f"-I{_headers(_home())}"]
-        _run([compiler, *options, HERE / "stub_runtime.cpp", objects / "step.o", objects / "noise.o", "-o", to / "launcher.so"])
 
-    return ctypes.CDLL(str(kept("launcher", build, str(compiler)) / "launcher.so"))
+@functools.cache
+def launcher():
+    """The real launches linked with a runtime that records instead of launching (stub_runtime.cpp)."""
+    return _linked("launcher", ["-Wl,-z,defs"], [HERE / "stub_runtime.cpp"])
+
+
+@functools.cache
+def recorded_ops():
+    """The same with the ops of the CUDA library in front (recorded_ops.cpp). Their schemas must be defined before."""
+    home = Path(torch.__file__).parent
+    options = [*STABLE_FLAGS, f"-I{home / 'include'}", f"-I{sysconfig.get_path('include')}", "-Wl,-Bsymbolic", f"-L{home / 'lib'}",
+               "-ltorch_cpu", "-lc10"]
+    return _linked("recorded_ops", options, [HERE / "recorded_ops.cpp", HERE / "stub_runtime.cpp"], torch.__version__, sys.version)

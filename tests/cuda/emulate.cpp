@@ -27,6 +27,14 @@ struct ThreadOf {
   }
 };
 
+using NormalThread = void(const NormalLaunch&, uint32_t, int64_t);
+struct NormalThreadOf {
+  template <int E, Features features>
+  NormalThread* run() const {
+    return normal_thread<E, features>;
+  }
+};
+
 template <class Thread>
 int flat(int64_t batch, int64_t numel, int elements, const Thread& thread) {
   Grid grid;
@@ -50,10 +58,9 @@ int launch_step(const StepArgs& args, void*) {
 
 int launch_normal(const NormalArgs& args, void*) {
   const NormalPlan plan = plan_normal(args);
-  if (plan.elements == 4)
-    each_thread(plan.grid, [&](uint32_t b, int64_t c) { normal_thread<4, true>(plan.launch, b, c * 4); });
-  if (plan.elements == 8)
-    each_thread(plan.grid, [&](uint32_t b, int64_t c) { normal_thread<8, false>(plan.launch, b, c * 8); });
+  if (plan.elements == 0) return 0;
+  NormalThread* const thread = choose_kernel(plan, NormalThreadOf{});
+  each_thread(plan.grid, [&](uint32_t b, int64_t column) { thread(plan.launch, b, column * plan.elements); });
   return 0;
 }
 

@@ -1,11 +1,12 @@
-// A CUDA runtime that launches nothing: it keeps what the last launch asked for, so that tests see the kernel, the grid
-// and the very parameter bytes that a GPU would be given.
+// A CUDA runtime that launches nothing: it keeps what every launch asked for, in order, so that tests see the kernel, the
+// grid and the very parameter bytes that a GPU would be given.
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
 #include <cstring>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "../../csrc/cuda/launch.h"
 
@@ -16,12 +17,22 @@ std::map<const void*, std::string>& kernels() {
 }
 struct Launch {
   std::string kernel;
-  uint32_t grid[3], block[3];
-  uint64_t shared;
-  void* stream;
-  void* parameters;
-} last;
-int launches = 0, others = 0;
+  uint64_t shape[8];  // grid, block, dynamic shared memory, stream
+  std::vector<uint8_t> parameters;
+};
+std::vector<Launch> launches;
+int others = 0;
+
+// Every kernel takes one struct by value.
+size_t parameter_size(const std::string& kernel) {
+  const auto is = [&](const char* name) { return kernel.find(name) != std::string::npos; };
+  return is("step_kernel")        ? sizeof(fastdiff::StepLaunch)
+         : is("normal_kernel")    ? sizeof(fastdiff::NormalLaunch)
+         : is("fold_in_kernel")   ? sizeof(fastdiff::FoldInArgs)
+         : is("run_keys_kernel")  ? sizeof(fastdiff::RunKeysArgs)
+         : is("raw_words_kernel") ? sizeof(fastdiff::RawWordsArgs)
+                                  : 0;
+}
 }  // namespace
 
 extern "C" {
@@ -43,14 +54,10 @@ cudaError_t __cudaGetKernel(cudaKernel_t*, const void*) { return ++others, cudaE
 const char* cudaGetErrorString(cudaError_t) { return "an error"; }
 
 cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** parameters, size_t shared, cudaStream_t stream) {
-  ++launches;
-  last = {kernels()[function], {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared, stream, nullptr};
-  alignas(16) static char kept[4096];  // the parameter lives no longer than the call
-  const size_t size = last.kernel.find("step_kernel") != std::string::npos ? sizeof(fastdiff::StepLaunch)
-                      : last.kernel.find("normal_kernel") != std::string::npos ? sizeof(fastdiff::NormalLaunch)
-                                                                               : 0;
-  std::memcpy(kept, parameters[0], size);
-  last.parameters = size ? kept : nullptr;
+  const std::string& kernel = kernels()[function];
+  const uint8_t* bytes = static_cast<const uint8_t*>(parameters[0]);  // they live no longer than the call
+  launches.push_back({kernel, {grid.x, grid.y, grid.z, block.x, block.y, block.z, shared, reinterpret_cast<uint64_t>(stream)},
+                      {bytes, bytes + parameter_size(kernel)}});
   return cudaSuccess;
 }
 
@@ -60,13 +67,11 @@ int real_normal(const fastdiff::NormalArgs* args, void* stream) { return fastdif
 int real_fold_in(const fastdiff::FoldInArgs* args, void* stream) { return fastdiff::launch_fold_in(*args, stream); }
 int real_run_keys(const fastdiff::RunKeysArgs* args, void* stream) { return fastdiff::launch_run_keys(*args, stream); }
 int real_raw_words(const fastdiff::RawWordsArgs* args, void* stream) { return fastdiff::launch_raw_words(*args, stream); }
-int launch_count() { return launches; }
+int launch_count() { return static_cast<int>(launches.size()); }
 int other_count() { return others; }
-const char* last_kernel() { return last.kernel.c_str(); }
-const void* last_parameters() { return last.parameters; }
-void last_shape(uint64_t* out) {
-  for (int i = 0; i < 3; ++i) out[i] = last.grid[i], out[3 + i] = last.block[i];
-  out[6] = last.shared;
-  out[7] = reinterpret_cast<uint64_t>(last.stream);
-}
+void forget_launches() { launches.clear(); }
+const char* launch_kernel(int i) { return launches[i].kernel.c_str(); }
+void launch_shape(int i, uint64_t* out) { std::memcpy(out, launches[i].shape, sizeof launches[i].shape); }
+uint64_t launch_size(int i) { return launches[i].parameters.size(); }
+const void* launch_parameters(int i) { return launches[i].parameters.data(); }
 }

@@ -1,5 +1,5 @@
-"""What nvcc makes of the kernels: no approximate or flushing arithmetic, no contraction, no memory of a thread's own, no
-barrier, vector access, no spill. Compiled only; nothing here runs on a GPU."""
+"""What nvcc makes of the kernels: no memory of a thread's own, no barrier, vector access, no spill. Compiled only; nothing here
+runs on a GPU. tests/proof looks at the arithmetic."""
 
 import re
 
@@ -9,15 +9,16 @@ from cuda_build import NVCC_FLAGS, ROOT, compiled, resources
 
 UNITS = ("step", "noise")
 # Most registers a kernel may take, by (elements a thread, features, outputs). A multiprocessor has 65,536.
-REGISTERS = {"Li4E Features0 Li1E": 64, "Li4E Features0 Li2E": 72, "Li4E Features0 Li3E": 72, "Li8E Features0 Li1E": 80,
-             "Li8E Features0 Li2E": 96, "Li8E Features0 Li3E": 128, "Li4E Features1 Li3E": 80, "Li8E Features1 Li3E": 128,
-             "Li4E Features2 Li3E": 128}
-OTHERS = {"normal_kernelILi4E": 40, "normal_kernelILi8E": 56, "fold_in_kernel": 40, "run_keys_kernel": 40, "raw_words_kernel": 32}
+REGISTERS = {"Li8E Features3 Li1E": 64, "Li8E Features3 Li2E": 80, "Li8E Features3 Li3E": 80, "Li16E Features3 Li1E": 128,
+             "Li16E Features3 Li2E": 128, "Li16E Features3 Li3E": 168, "Li4E Features0 Li3E": 72, "Li8E Features0 Li3E": 128,
+             "Li4E Features1 Li3E": 80, "Li8E Features1 Li3E": 128, "Li4E Features2 Li3E": 128}
+OTHERS = {"normal_kernelILi4E": 32, "normal_kernelILi8ELNS_8FeaturesE0": 40, "normal_kernelILi8ELNS_8FeaturesE3": 40, "normal_kernelILi16E": 48,
+          "fold_in_kernel": 40, "run_keys_kernel": 40, "raw_words_kernel": 32}
 
 
 def budget(name):
     """The entry of a mangled kernel name."""
-    step = re.search(r"step_kernelI(Li\dE)LNS_8FeaturesE(\d)E(Li\dE)E", name)
+    step = re.search(r"step_kernelI(Li\d+E)LNS_8FeaturesE(\d)E(Li\dE)E", name)
     return REGISTERS[f"{step[1]} Features{step[2]} {step[3]}"] if step else next(v for k, v in OTHERS.items() if k in name)
 
 
@@ -33,29 +34,11 @@ def kernels(request):
     return code(request.param)
 
 
-def instructions(body):
-    return re.findall(r"^\s*(?:\{?\s*@!?%\w+\s+)?([a-z]\w*(?:\.\w+)+)\s+[^;]*;", body, re.M)
-
-
 def test_flags_are_those_of_the_build():
     build = (ROOT / "setup.py").read_text()
     nvcc = re.search(r"^NVCC = \[(.*?)\]", build, re.M | re.S)[1]
     assert all(flag in nvcc for flag in NVCC_FLAGS)
     assert "fast" not in nvcc and "ftz=true" not in nvcc and "prec-" not in nvcc
-
-
-def test_arithmetic_is_ieee(kernels):
-    for name, body in kernels.items():
-        found = instructions(body)
-        assert found, name
-        for one in found:
-            assert not re.search(r"\.(approx|ftz|full|sat|f64)\b", one), (name, one)
-            if re.match(r"(add|sub|mul|fma|mad|div|rcp|sqrt)\b.*\.f32$", one):
-                assert ".rn." in one, (name, one)
-            # min and max would drop a NaN; clip must compare and select.
-            assert not re.match(r"(min|max|ex2|lg2|sin|cos|rsqrt|tanh|copysign)\b.*\.f(16|32)", one), (name, one)
-            if re.match(r"cvt\b.*\.(f16|f16x2|bf16x2|f32)\.(f32|u32|s32)$", one):
-                assert one.startswith("cvt.rn."), (name, one)
 
 
 def test_a_thread_keeps_to_itself(kernels):

@@ -1,4 +1,5 @@
-"""On a GPU: the ops against the exact reference, bit by bit, and what a captured step needs. Skipped without one."""
+"""On a GPU: the ops against the exact reference and the golden digests, bit by bit, and what a captured step needs.
+Skipped without one."""
 
 import random
 
@@ -8,10 +9,21 @@ import torch
 
 import fastdiff  # noqa: F401  registers the ops
 from cases import assert_same, expected_case, random_case
-from fastdiff import reference
+from fastdiff import reference, testing
+from fastdiff.testing.digests import golden
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 OPS = torch.ops.fastdiff
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_golden_digests(name):
+    """Every op and every sampler, on both backends, whichever of them is in use."""
+    backend = next(b for b in testing.available("cuda") if b.name == name)
+    if not backend.usable:
+        pytest.skip(f"{name}: {backend.reason}")
+    report = testing.assert_backends_agree("cuda", backends=[name])
+    assert not report.not_run and len(report.results) == len(golden().cases)
 
 
 @pytest.mark.parametrize("block", range(10))

@@ -68,8 +68,9 @@ def test_vector_access_agrees(dtypes, bank, masks):
         met.add((p["elements"], p["features"]))
         run_step(case)
         assert_same(case, expected)
-    wanted = {(4, f) if dtypes == ("float32",) or f == 2 else (8, f) for f in {0, bank + 0, 2 * masks}}
-    assert wanted <= met and (len(dtypes) == 3 or met <= wanted | {(4, 2)}), (wanted, met)
+    least = 4 if dtypes == ("float32",) else 8
+    wanted = {(2 * least, 3), *[(least, 1)] * bank, *[(4, 2)] * masks}
+    assert wanted <= met and (len(dtypes) == 3 or met <= wanted | {(least, 0), (4, 2)}), (wanted, met)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -155,10 +156,11 @@ def simple(batch, numel, dtype=torch.float32, noises=0):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_grid_covers_everything_within_the_limits(batch, numel, dtype):
     p = plan(simple(batch, numel, dtype))
-    assert p["valid"] and p["elements"] == (4 if dtype == torch.float32 else 8)
+    most = 8 if dtype == torch.float32 else 16
+    assert p["valid"] and p["elements"] == (most // 2 if numel % most else most)
     assert p["x"] <= 2**31 - 1 and p["y"] <= 65535 and p["z"] <= 65535 and p["block_x"] * p["block_y"] <= 128
     assert p["x"] * p["block_x"] * p["elements"] >= numel and p["y"] * p["z"] * p["block_y"] >= batch
-    assert p["x"] * p["block_x"] * p["elements"] < 2 * numel + 2048
+    assert p["x"] * p["block_x"] * p["elements"] < 2 * numel + 128 * most
     assert p["y"] * p["z"] * p["block_y"] < batch + 128 * p["z"] + 128
 
 
@@ -181,20 +183,23 @@ def test_more_samples_than_a_grid_dimension(batch):
     assert np.array_equal(out.numpy(), x.numpy() + noise)
 
 
-@pytest.mark.parametrize("first", [2**31 - 8, 2**31, 2**32 - 8, 2**32, 2**33])
+@pytest.mark.parametrize("first", [2**31 - 16, 2**31, 2**32 - 16, 2**32, 2**33])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_elements_beyond_2_31(first, dtype):
+@pytest.mark.parametrize("rest", [5, 16])
+def test_elements_beyond_2_31(first, dtype, rest):
     """The last threads of a sample: the views' addresses are moved back, so that these land in a small buffer."""
-    size, elements = (4, 4) if dtype == torch.float32 else (2, 8)
+    size = 4 if dtype == torch.float32 else 2
     x, out = torch.randn(64, generator=torch.Generator().manual_seed(1)).to(dtype), torch.zeros(64, dtype=dtype)
-    a = simple(1, first + 5, dtype, noises=1)
+    a = simple(1, first + rest, dtype, noises=1)
     keys = torch.tensor([5, -3], dtype=torch.int64)
     a.in_[0].data, a.out[0].data, a.keys = x.data_ptr() - first * size, out.data_ptr() - first * size, keys.data_ptr()
-    for column in range(first // elements, -(-(first + 5) // elements)):
+    elements = plan(a)["elements"]
+    assert elements == (8 if rest % 16 else 16) // (size // 2)
+    for column in range(first // elements, -(-(first + rest) // elements)):
         assert emulator().emulate_step_thread(c.byref(a), c.c_int64(0), c.c_int64(column))
-    noise = reference.normal(keys.numpy(), 5, first=first)
-    expected = (x[:5].float() + torch.from_numpy(noise)).to(dtype)
-    assert torch.equal(out[:5], expected) and not out[5:].any()
+    noise = reference.normal(keys.numpy(), rest, first=first)
+    expected = (x[:rest].float() + torch.from_numpy(noise)).to(dtype)
+    assert torch.equal(out[:rest], expected) and not out[rest:].any()
 
 
 def test_channels_last_without_noise_is_walked_in_memory_order():

@@ -23,6 +23,7 @@ from fastdiff.kernels import launch
 from fastdiff.kernels.normal import normal_kernel
 from fastdiff.kernels.step import arguments, prepare, step_kernel
 from fastdiff.reference import Layout
+from proof import lint
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
@@ -94,8 +95,7 @@ def facts(kernel, arch, elements):
     return {
         "shared": kernel.metadata.shared,
         "usage": {k: int(v) for k, v in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)},
-        "arithmetic": dict(Counter(re.findall(r"\b((?:add|sub|mul|fma|div|sqrt|rsqrt|rcp|sin|cos|ex2|lg2|min|max)\.[\w.]*f(?:32|16x?2?))", ptx))),
-        "conversions": dict(Counter(re.findall(r"\bcvt\.[\w.]+", ptx))),
+        "faults": lint.faults(ptx),
         "memory": dict(Counter(re.findall(r"\b(?:ld|st|atom|red)\.(?:global|shared|local)[\w.:]*", ptx))),
         "barriers": len(re.findall(r"\bbar(?:rier)?\.", ptx)),
         "shuffles": len(re.findall(r"\bshfl\.", ptx)),
