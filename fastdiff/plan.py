@@ -108,7 +108,8 @@ class Plan:
     @property
     def reads_start(self) -> bool:
         """Whether the caller fills the base "x" before row 0 (start="image" or "latent")."""
-        return bool(self.calls_model[0]) or any("x" in terms for terms in self.rows[0].y)
+        columns = [self.layout.y(i) + k for i in range(len(self.outputs)) for k, name in enumerate(self.inputs) if name == "x"]
+        return bool(self.calls_model[0]) or bool(self.coef[0, columns].any())
 
     @property
     def uses_mask(self) -> bool:

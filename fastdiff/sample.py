@@ -1,24 +1,18 @@
-"""The loop: call the model, apply a row.
+"""The loop: call the model, apply a row. ``Stepper`` is its other half, for people who write their own loop."""
 
-``sample`` runs it; ``Stepper`` is its other half, for people who write their own loop.
-"""
-
-import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from .checks import FLOATS, sample_layout
-from .files import written
+from .checks import FLOATS
+from .graphs import as_outputs, check_device
 from .noise import as_seeds, checked_shape
 from .plan import Plan
-from .reference.step import NEVER
+from .stepper import Stepper, check_pairs, check_plan
 
 __all__ = ["Progress", "Stepper", "sample"]
-
 
 
 @dataclass(frozen=True)
@@ -36,244 +30,6 @@ class Progress:
     denoised: torch.Tensor
 
 
-class Stepper:
-    """The state of one run of a plan: a few tensors at fixed addresses, and the row that comes next.
-
-        run = fd.Stepper(plan, shape, seeds)
-        while not run.done:
-            run.step(model(run.model_input, run.time))
-        images = run.result()
-
-    plan: the table; shape: (B, ...) of the latents; seeds: B of them, see ``fd.noise.as_seeds``; device: of the run;
-    dtype: of the model's input (the latent itself is kept in float32); init: (B, ...), the start of a plan that was
-    made with one; known, mask: inpainting, (B, ...) and (B or 1, 1, H, W), 1 where the sampler paints;
-    scale, bank, bank_index, bank_weight, clip: data-dependent factors and steering vectors, see ``docs/design.md``.
-
-    ``model_input``: what to call the model with. ``time``: (B,) float32, its second argument. ``sigma``: the noise level
-    of the call. ``x``: the latent. ``row``: the next row. Raises ``ValueError`` or ``TypeError`` before any work.
-    """
-
-    def __init__(self, plan: Plan, shape: Sequence[int], seeds, *, device="cpu", dtype=torch.float32, init=None, known=None,
-                 mask=None, scale=None, bank=None, bank_index=None, bank_weight=None, clip=None):
-        shape = checked_shape(shape, 2)
-        _check_plan(plan)
-        if dtype not in FLOATS:
-            raise TypeError(f"dtype is {dtype}: torch.float32, torch.float16 or torch.bfloat16 is taken")
-        self.seeds = as_seeds(seeds, shape[0])
-        self.plan = plan = plan.with_model_dtype(dtype)
-        _check_pairs(plan, shape, init=init, known=known, mask=mask, bank=bank, bank_index=bank_index, bank_weight=bank_weight)
-        device = torch.device(device)
-
-        def empty(name):
-            return torch.empty(shape, dtype=dtype if name == "in" else torch.float32, device=device)
-
-        self._buffers = {name: empty(name) for name in dict.fromkeys(("x", *plan.outputs))}
-        self._ring = torch.empty((plan.ring, *shape), dtype=torch.float32, device=device) if plan.ring else None
-        if init is not None:
-            self._buffers["x"].copy_(init)
-        coef, meta = plan.table()
-        address = torch.from_numpy(plan.streams.copy()).to(device), torch.from_numpy(plan.draws.copy()).to(device)
-        self._keys = torch.ops.fastdiff.run_keys(self.seeds.to(device), *address) if plan.noises else None
-        self.status = torch.tensor([NEVER, 0], dtype=torch.int32, device=device)
-        self._coef, self._meta = torch.from_numpy(coef).to(device), torch.from_numpy(meta).to(device)
-        times = torch.from_numpy(plan.times.copy()).to(device, torch.float32)
-        self._times = [t.expand(shape[0]) for t in times]
-        self._calls = plan.calls_model.tolist()
-        self._external = [i for i, name in enumerate(plan.inputs) if name not in self._buffers]
-        self._expected = len(self._external)
-        x = self._x = self._buffers["x"]
-        self._shape = x.shape
-        self._inputs = [self._buffers.get(name, x) for name in plan.inputs]
-        self._outputs = [self._buffers[name] for name in plan.outputs]
-        self._extras = (self._keys, scale, bank, bank_index, bank_weight, clip, known, mask, self.status)
-        self._op = torch.ops.fastdiff.step_.default
-        self.row = 0
-        self._skip()
-
-    def _skip(self):
-        """Applies the rows before the next call of the model."""
-        while self.row < len(self._calls) and not self._calls[self.row]:
-            self._apply(None, self.row)
-            self.row += 1
-
-    def _apply(self, row, row_index):
-        self._op(self._inputs, self._outputs, self._ring, self._coef, self._meta, row, row_index, *self._extras)
-        if torch.is_grad_enabled():  # what autograd saved of the buffers is no longer there: let it say so
-            torch.autograd.graph.increment_version(self._outputs)
-
-    @property
-    def done(self) -> bool:
-        return self.row >= len(self._calls)
-
-    @property
-    def x(self) -> torch.Tensor:
-        """(B, ...) float32: the latent."""
-        return self._x
-
-    @property
-    def model_input(self) -> torch.Tensor:
-        return self._buffers[self.plan.model_input]
-
-    @property
-    def time(self) -> torch.Tensor:
-        self._refuse_done()
-        return self._times[self.row]
-
-    @property
-    def sigma(self) -> float:
-        self._refuse_done()
-        return float(self.plan.sigmas[self.row])
-
-    def _refuse_done(self):
-        if self.done:
-            raise RuntimeError(f"the run is done: all {len(self._calls)} rows have been applied")
-
-    def step(self, *outputs: torch.Tensor, row: torch.Tensor | None = None) -> None:
-        """Applies the next row to the model's output(s): one, or two (conditional, unconditional) for a guided plan.
-
-        row: (), (B,) or (B, T) int32 or int64 on the device, in place of the run's own counter: each sample, or each
-        of T tokens, at its own row; the counter then stays, and rows without a model call are the caller's to apply.
-        """
-        if len(outputs) != self._expected:
-            names = ", ".join(self.plan.inputs[i] for i in self._external)
-            raise ValueError(f"step was given {len(outputs)} model outputs: {self._expected} ({names}) are taken")
-        here = self.row
-        if row is not None:
-            if not isinstance(row, torch.Tensor):
-                raise TypeError(f"row is {row!r}: a tensor of rows is taken, or None for the run's own")
-        elif here >= len(self._calls):
-            self._refuse_done()
-        inputs = self._inputs
-        for i, value in zip(self._external, outputs):
-            if not isinstance(value, torch.Tensor):
-                raise TypeError(f"the model returned {type(value).__name__}: a tensor is taken")
-            if value.shape != self._shape:
-                raise ValueError(f"the model returned shape {tuple(value.shape)}: {tuple(self._shape)} is taken")
-            if value.dtype not in FLOATS:
-                raise TypeError(f"the model returned {value.dtype}: torch.float32, torch.float16 or torch.bfloat16 is taken")
-            if not value.is_contiguous() and (value.stride(0) == 0 or sample_layout(value) is None):
-                value = value.contiguous()  # a crop, a broadcast
-            inputs[i] = value
-        try:
-            self._apply(row, here)
-        finally:
-            for i in self._external:
-                inputs[i] = self._x  # a model's output is not kept alive
-        if row is None:
-            self.row = here = here + 1
-            if here < len(self._calls) and not self._calls[here]:
-                self._skip()
-
-    def denoised(self) -> torch.Tensor:
-        """(B, ...) float32: the estimate of x0 from the last call. Needs ``plan.with_denoised()``."""
-        for row in range(self.row - 1, -1, -1):
-            if self._calls[row]:
-                slot = int(self.plan.meta[row, 0])
-                if slot >= 0:
-                    return self._ring[slot]
-                raise RuntimeError(f"row {row} does not keep its denoised estimate: make the plan with plan.with_denoised()")
-        raise RuntimeError("no row has called the model yet")
-
-    def check(self) -> None:
-        """Reads the run's status, which waits for the device: raises ``FloatingPointError`` where a NaN was met."""
-        first, flags = self.status.tolist()
-        if flags:
-            what = [name for bit, name in ((1, "a row index"), (2, "a bank index")) if flags & bit]
-            raise IndexError(f"{' and '.join(what)} on the device was outside its table and was clamped")
-        if first != NEVER:
-            if not self._calls[first]:
-                raise FloatingPointError(f"a NaN appeared in row {first}, before the model was called: the initial image holds one")
-            raise FloatingPointError(
-                f"a NaN appeared in row {first} (step {int(self.plan.steps[first])}, sigma {self.plan.sigmas[first]:.6g}): "
-                "the model returned one, or its input overflowed")
-
-    def result(self) -> torch.Tensor:
-        """(B, ...) float32: the latent, once the run is done and free of NaN."""
-        if not self.done:
-            raise RuntimeError(f"the run is at row {self.row} of {len(self._calls)}: its result is there when it is done")
-        self.check()
-        return self.x
-
-    # ---- copies
-
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        ring = {} if self._ring is None else {"ring": self._ring}
-        return {**self._buffers, **ring, "status": self.status, "seeds": self.seeds}
-
-    def clone(self) -> "Stepper":
-        """An independent run in the same state."""
-        copy = object.__new__(Stepper)
-        copy.__dict__.update(self.__dict__)
-        copy._buffers = {name: t.clone() for name, t in self._buffers.items()}
-        copy._ring = None if self._ring is None else self._ring.clone()
-        copy._x = copy._buffers["x"]
-        copy.status, copy.seeds = self.status.clone(), self.seeds.clone()
-        copy._inputs = [copy._buffers.get(name, copy._buffers["x"]) for name in self.plan.inputs]
-        copy._outputs = [copy._buffers[name] for name in self.plan.outputs]
-        copy._extras = (*self._extras[:-1], copy.status)
-        return copy
-
-    __copy__ = clone
-
-    def __deepcopy__(self, memo) -> "Stepper":
-        return self.clone()
-
-    def gather(self, ancestors: torch.Tensor) -> None:
-        """Particle b becomes what particle ancestors[b] is: latent, model input and history. In place.
-
-        ancestors: (B,) integers from 0 to B - 1 on the run's device. Noise still to come stays with its slot b, so that
-        copies of one ancestor part ways.
-        """
-        if not isinstance(ancestors, torch.Tensor):
-            raise TypeError(f"ancestors is {type(ancestors).__name__}: an integer tensor is taken")
-        if ancestors.shape != self.seeds.shape or ancestors.dtype not in (torch.int32, torch.int64):
-            raise ValueError(f"ancestors has shape {tuple(ancestors.shape)} and dtype {ancestors.dtype}: "
-                             f"shape {tuple(self.seeds.shape)} and dtype int32 or int64 is taken")
-        if ancestors.is_cpu and len(ancestors) and not 0 <= int(ancestors.min()) <= int(ancestors.max()) < len(ancestors):
-            raise IndexError(f"ancestors holds {int(ancestors.min())} to {int(ancestors.max())}: 0 to {len(ancestors) - 1} is taken")
-        for t in self._buffers.values():
-            t.copy_(t[ancestors.long()])
-        if self._ring is not None:
-            self._ring.copy_(self._ring[:, ancestors.long()])
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes the run's state as safetensors: to a temporary name first, then renamed."""
-        from safetensors.torch import save_file
-
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self._tensors().items()}
-        about = {"format": "fastdiff.run.1", "row": str(self.row), "plan": self.plan.to_json()}
-        with written(path) as temporary:
-            save_file(tensors, temporary, metadata=about)
-
-    def load(self, path: str | os.PathLike) -> None:
-        """Takes up a state that ``save`` wrote, in a run of the same plan, shape and seeds."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, "pt") as file:
-                data = file.metadata() or {}
-                stored = {name: file.get_tensor(name) for name in file.keys()}
-        except SafetensorError as error:
-            raise ValueError(f"{os.fspath(path)} is not a whole safetensors file: {error}") from None
-        if data.get("format") != "fastdiff.run.1":
-            raise ValueError(f"{os.fspath(path)} has format {data.get('format')!r}: 'fastdiff.run.1' is taken")
-        if json.loads(data.get("plan", "null")) != json.loads(self.plan.to_json()):
-            raise ValueError(f"{os.fspath(path)} was saved from another plan than this run's ({self.plan.name!r})")
-        if not data.get("row", "").isdecimal() or int(data["row"]) > len(self._calls):
-            raise ValueError(f"{os.fspath(path)} is at row {data.get('row')!r}: 0 to {len(self._calls)} is taken")
-        mine = self._tensors()
-        for name, t in mine.items():
-            given = (tuple(stored[name].shape), stored[name].dtype) if name in stored else None
-            if given != (tuple(t.shape), t.dtype):
-                raise ValueError(f"{os.fspath(path)} holds {name} of {given}: {(tuple(t.shape), t.dtype)} is taken")
-        if not torch.equal(stored["seeds"], self.seeds):
-            raise ValueError(f"{os.fspath(path)} was saved with seeds {stored['seeds'].tolist()[:4]}...: this run has "
-                             f"{self.seeds.tolist()[:4]}...")
-        for name, t in mine.items():
-            t.copy_(stored[name])
-        self.row = int(data["row"])
-
-
 def sample(
     model: Callable[..., torch.Tensor],
     plan: Plan,
@@ -288,6 +44,7 @@ def sample(
     mask: torch.Tensor | None = None,
     progress: bool | None = None,
     callback: Callable[[Progress], None] | None = None,
+    cuda_graph: bool = False,
 ) -> torch.Tensor:
     """Samples from a model. Sample b depends on its own seed and on nothing else.
 
@@ -300,6 +57,8 @@ def sample(
     device: where to run, by default where the model's parameters are. dtype: of the model's input.
     init: (B, ...), where the plan starts from an image. known, mask: inpainting. progress: show a bar; None: if there is
     a terminal. callback: called after each model call with ``Progress``.
+    cuda_graph: capture model and step in a CUDA graph and replay it, for every batch the same one; on a GPU only. The
+    callback is called between replays. See ``docs/graphs.md`` for what can be captured.
 
     Returns (B, ...) float32. Raises ``ValueError``/``TypeError`` before the model is called, ``FloatingPointError``
     where a NaN appeared, naming the step.
@@ -313,7 +72,7 @@ def sample(
     if not callable(model):
         raise TypeError(f"model is {type(model).__name__}: something that can be called as model(x, time) is taken")
     shape = checked_shape(shape, 2)
-    _check_plan(plan)
+    check_plan(plan)
     seeds = as_seeds(seeds, shape[0])
     total = shape[0]
     if batch_size is not None and (isinstance(batch_size, bool) or not hasattr(batch_size, "__index__") or batch_size < 1):
@@ -326,60 +85,48 @@ def sample(
     if callback is not None:
         plan = plan.with_denoised()
     per_sample = {"init": init, "known": known, "mask": mask}
-    _check_pairs(plan.with_model_dtype(dtype) if dtype in FLOATS else plan, shape, **per_sample)
+    check_pairs(plan.with_model_dtype(dtype) if dtype in FLOATS else plan, shape, **per_sample)
+    if cuda_graph:
+        check_device(device)
     size = total if batch_size is None else batch_size
-    results = torch.empty(shape, dtype=torch.float32, device=device)
     show = sys.stderr.isatty() if progress is None else progress
 
     from tqdm import tqdm
 
+    def part(name, index):
+        """The samples of one batch; what all share, and a batch of all, as it is."""
+        value = per_sample[name]
+        shared = value is None or size == total or (name == "mask" and len(value) == 1)
+        return value if shared else value[index.to(value.device)]
+
     batches = -(-total // size) if total else 0
+    results = run = rounds = None
     with torch.no_grad(), tqdm(total=batches * plan.evaluations, disable=not show, unit="call", leave=False) as bar:
         for start in range(0, total, max(size, 1)):
             index = torch.arange(start, start + size, device="cpu").clamp(max=total - 1)  # padded with the last sample
-
-            def part(name, value):
-                shared = value is None or (name == "mask" and len(value) == 1)
-                return value if shared else value[index.to(value.device)]
-
-            run = Stepper(plan, (size, *shape[1:]), seeds[index], device=device, dtype=dtype,
-                          **{name: part(name, value) for name, value in per_sample.items()})
+            if run is None:
+                held = {name: part(name, index) for name in per_sample}
+                run = Stepper(plan, (size, *shape[1:]), seeds[index], device=device, dtype=dtype, **held)
+                rounds = run.capture(model) if cuda_graph else None
+            else:
+                for name in ("known", "mask"):
+                    if held[name] is not per_sample[name]:
+                        held[name].copy_(part(name, index))
+                run.restart(seeds[index], init=part("init", index))
             while not run.done:
                 step, sigma = int(plan.steps[run.row]), run.sigma
-                outputs = model(run.model_input, run.time)
-                run.step(*(outputs if isinstance(outputs, (tuple, list)) else (outputs,)))
+                if rounds is None:
+                    run.step(*as_outputs(model(run.model_input, run.time)))
+                else:
+                    rounds.replay()
                 if callback is not None:
                     count = min(size, total - start)
                     callback(Progress(step, sigma, run.x[:count], run.denoised()[:count]))
                 bar.update()
-            results[start : start + size] = run.result()[: total - start]
-    return results
-
-
-def _check_plan(plan) -> None:
-    if not isinstance(plan, Plan):
-        raise TypeError(f"plan is {type(plan).__name__}: what fd.plan(...) returns is taken")
-
-
-def _check_pairs(plan, shape, *, init=None, known=None, mask=None, bank=None, bank_index=None, bank_weight=None) -> None:
-    """What the plan needs and what was given."""
-    given = {"init": init, "known": known, "mask": mask, "bank": bank, "bank_index": bank_index, "bank_weight": bank_weight}
-    for name, value in given.items():
-        if value is not None and not isinstance(value, torch.Tensor):
-            raise TypeError(f"{name} is {type(value).__name__}: a tensor is taken")
-    if plan.reads_start and init is None:
-        raise ValueError(f"the plan ({plan.name!r}) starts from an image: init of shape {shape} is taken, None was given")
-    if init is not None and not plan.reads_start:
-        raise ValueError(f"init was given, but the plan ({plan.name!r}) starts from noise: make it with start=\"image\"")
-    for name, value in (("init", init), ("known", known)):
-        if value is not None and tuple(value.shape) != shape:
-            raise ValueError(f"{name} has shape {tuple(value.shape)}: {shape} is taken")
-    if plan.uses_mask and (known is None or mask is None):
-        missing = " and ".join(n for n, v in (("known", known), ("mask", mask)) if v is None)
-        raise ValueError(f"the plan ({plan.name!r}) inpaints: known and mask are taken, {missing} is missing")
-    if not plan.uses_mask and (known is not None or mask is not None):
-        raise ValueError(f"known or mask was given, but the plan ({plan.name!r}) does not inpaint: make it with inpaint=")
-    if mask is not None and (mask.ndim != len(shape) or mask.shape[0] not in (1, shape[0])):
-        raise ValueError(f"mask has shape {tuple(mask.shape)}: (B or 1, 1, ..., trailing sizes of {shape}) is taken")
-    if plan.bank and (bank is None or bank_index is None or bank_weight is None):
-        raise ValueError(f"the plan ({plan.name!r}) has {plan.bank} steering terms: bank, bank_index, bank_weight are taken")
+            here = run.result()
+            if size == total:
+                return here
+            if results is None:
+                results = torch.empty(shape, dtype=torch.float32, device=device)
+            results[start : start + size] = here[: total - start]
+    return torch.empty(shape, dtype=torch.float32, device=device) if results is None else results

@@ -1,5 +1,6 @@
 """Every example in the README and in a docstring runs."""
 
+import contextlib
 import doctest
 import importlib
 import pkgutil
@@ -7,8 +8,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import fastdiff as fd
+from counter.emulated import Gpu
+from counter.graphs import EmulatedGraphs
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONAL = ("fastdiff.kernels", "fastdiff._C", "fastdiff.__main__")
@@ -28,12 +32,22 @@ def blocks():
                 yield pytest.param(code, id=f"{page.name}-{i}")
 
 
+@contextlib.contextmanager
+def emulated_gpu(monkeypatch):
+    with Gpu(latent=1) as gpu:
+        EmulatedGraphs(gpu, monkeypatch)
+        yield
+
+
 @pytest.mark.parametrize("code", list(blocks()))
 def test_readme_and_docs(code, tmp_path, monkeypatch, request):
+    """Where there is no GPU, an example for one runs on emulated CUDA tensors."""
+    emulated = 'device="cuda"' in code and not torch.cuda.is_available()
     monkeypatch.chdir(tmp_path)
     known = set(fd.SAMPLERS)
     request.addfinalizer(lambda: [fd.SAMPLERS.pop(name) for name in set(fd.SAMPLERS) - known])
-    exec(compile(code, "example", "exec"), {"__name__": "example"})
+    with emulated_gpu(monkeypatch) if emulated else contextlib.nullcontext():
+        exec(compile(code, "example", "exec"), {"__name__": "example"})
 
 
 def test_everything_public_is_there_and_documented():

@@ -173,8 +173,7 @@ def test_each_sample_at_its_own_row():
     both.x[1] = alone[1].x[0]
     for r in range(first, first + 4):
         rows = torch.tensor([r, r + 2])
-        times = torch.stack([both._times[i][0] for i in rows])
-        both.step(gaussian(both.x, times), row=rows)
+        both.step(gaussian(both.x, both.time_at(rows)), row=rows)
         for run in alone:
             run.step(gaussian(run.model_input, run.time))
         assert torch.equal(both.x[0], alone[0].x[0]) and torch.equal(both.x[1], alone[1].x[0])
@@ -289,3 +288,68 @@ def test_under_another_default_device():
     expected = fd.sample(gaussian, make("dpmpp_2m_sde"), SHAPE, seeds=0, device="cpu")
     with torch.device("meta"):
         assert torch.equal(fd.sample(gaussian, make("dpmpp_2m_sde"), SHAPE, seeds=0, device="cpu"), expected)
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m_sde", "heun", "ddpm"])
+def test_a_run_can_start_again(name):
+    plan = make(name)
+    run = fd.Stepper(plan, SHAPE, seeds=0)
+    addresses = {key: t.data_ptr() for key, t in run._tensors().items() if key != "seeds"}
+    for _ in range(3):
+        run.step(gaussian(run.model_input, run.time))
+    copy = run.clone()
+    run.restart(seeds=7)
+    assert torch.equal(run_to_the_end(run), fd.sample(gaussian, plan, SHAPE, seeds=7))
+    assert {key: t.data_ptr() for key, t in run._tensors().items() if key != "seeds"} == addresses
+    assert torch.equal(run_to_the_end(copy), fd.sample(gaussian, plan, SHAPE, seeds=0))  # keys and all are its own
+
+
+def test_a_run_that_met_nan_can_start_again():
+    run = fd.Stepper(make("euler"), SHAPE, seeds=0)
+    with pytest.raises(FloatingPointError):
+        run_to_the_end(run, lambda x, t: x * float("nan"))
+    run.restart(seeds=0)
+    assert torch.equal(run_to_the_end(run), fd.sample(gaussian, make("euler"), SHAPE, seeds=0))
+
+
+def test_a_start_that_does_not_fit_is_refused():
+    image = torch.zeros(SHAPE)
+    from_image = fd.Stepper(make("euler", start="image"), SHAPE, seeds=0, init=image)
+    from_noise = fd.Stepper(make("euler"), SHAPE, seeds=0)
+    from_noise.step(gaussian(from_noise.model_input, from_noise.time))
+    before = from_noise.x.clone()
+    for run, given, error, said in (
+        (from_noise, {"seeds": 0, "init": image}, ValueError, "starts from noise"),
+        (from_noise, {"seeds": [1, 2]}, ValueError, "2 entries, the batch has 6"),
+        (from_image, {"seeds": 0}, ValueError, "starts from an image"),
+        (from_image, {"seeds": 0, "init": image[1:]}, ValueError, r"init has shape \(5, 3, 5, 5\)"),
+        (from_image, {"seeds": 0, "init": 3}, TypeError, "init is int"),
+    ):
+        with pytest.raises(error, match=said):
+            run.restart(**given)
+    assert torch.equal(from_noise.x, before)
+    from_image.restart(0, init=image + 1)
+    assert torch.equal(run_to_the_end(from_image), fd.sample(gaussian, make("euler", start="image"), SHAPE, seeds=0, init=image + 1))
+
+
+def test_times_of_rows_on_the_device():
+    plan = make("heun")
+    run = fd.Stepper(plan, (2, 3, 4), seeds=0)
+    times = plan.times.astype(np.float32)
+    assert run.time_at(torch.tensor(3)).tolist() == [times[3]] * 2
+    assert run.time_at(torch.tensor([1, 4], dtype=torch.int32)).tolist() == times[[1, 4]].tolist()
+    assert run.time_at(torch.tensor([[1, 2, 3], [4, 5, 6]])).tolist() == times[[[1, 2, 3], [4, 5, 6]]].tolist()
+    assert run.time_at(torch.tensor([-5, 99])).tolist() == times[[0, -1]].tolist()
+    assert torch.equal(run.time_at(torch.tensor(run.row)), run.time)
+    for row, error, said in ((2, TypeError, "row is 2"), (torch.tensor(2.0), ValueError, "float32"),
+                             (torch.tensor(True), ValueError, "torch.bool: int32 or int64 is taken")):
+        with pytest.raises(error, match=said):
+            run.time_at(row)
+
+
+def test_the_result_of_one_batch_is_the_callers():
+    plan = make("euler")
+    first = fd.sample(gaussian, plan, SHAPE, seeds=0)
+    kept = first.clone()
+    fd.sample(gaussian, plan, SHAPE, seeds=9)
+    assert torch.equal(first, kept) and first.is_contiguous()

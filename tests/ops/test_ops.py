@@ -116,6 +116,45 @@ def test_compile_without_break_or_recompile(backend):
     assert torch.equal(got, expected) if backend == "aot_eager" else torch.allclose(got, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("name, dtype", [("dpmpp_2m_sde", torch.float32), ("heun", torch.float16), ("ddim", torch.bfloat16)])
+def test_model_and_step_are_one_graph(name, dtype, grad):
+    """A round written with the stepper's public parts, for every row and for runs started again: one graph, no recompile."""
+    torch._dynamo.reset()
+    plan = fd.plan(name, schedule="edm", prediction="denoised", steps=6)
+    shape, graphs = (2, 3, 4, 4), []
+
+    def model(x, time):
+        return (torch.tanh(x.float()) / (1 + time.view(-1, 1, 1, 1) ** 2)).to(x.dtype)
+
+    def counted(graph, inputs):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    run = fd.Stepper(plan, shape, seeds=3, dtype=dtype)
+    row = torch.tensor(run.row)
+
+    def one_round():
+        run.step(model(run.model_input, run.time_at(row)), row=row)
+        row.add_(1)
+
+    with torch.set_grad_enabled(grad), torch._dynamo.config.patch(error_on_recompile=True):
+        compiled = torch.compile(one_round, fullgraph=True, backend=counted)
+        for seed in (3, 8):
+            run.restart(seed)
+            row.fill_(run.row)
+            for _ in range(plan.evaluations):
+                compiled()
+            run.check()
+            assert torch.equal(run.x, fd.sample(model, plan, shape, seeds=seed, dtype=dtype))
+        run.step(model(run.model_input, run.time))  # the run's own counter has not moved, and may
+        row.fill_(run.row)
+        compiled()
+    assert len(graphs) == 1
+    calls = [node.target for node in graphs[0].graph.nodes if node.op == "call_function"]
+    assert calls.count(OPS.step_.default) == 1 and torch.tanh in calls
+
+
 def test_noise_does_not_depend_on_the_batch():
     whole = fd.randn((5, 3, 7), seeds=[9, 2**64 - 1, 0, -1, 9])
     assert torch.equal(whole[1], whole[3])  # seeds are read modulo 2^64
