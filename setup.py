@@ -96,10 +96,14 @@ if not PURE:
 
 # kernels/ installs as fastdiff.kernels: a top-level package of the name `kernels` would shadow another project's.
 kernels = ["fastdiff.kernels", *(f"fastdiff.kernels.{name}" for name in find_packages("kernels"))]
+# The golden digests belong to the tests, and to `fastdiff selftest` of an installed package. The pytest plugin installs outside
+# of the package: pytest imports it at every start, and a module in fastdiff would bring torch with it.
+moved = {"fastdiff.kernels": "kernels", "fastdiff.golden": "tests/golden", "pytest_fastdiff": "fastdiff/testing/plugin"}
+own = find_packages(include=["fastdiff", "fastdiff.*"], exclude=["fastdiff.testing.plugin"])
 setup(
-    packages=find_packages(include=["fastdiff", "fastdiff.*"]) + kernels,
-    package_dir={"fastdiff.kernels": "kernels"},
-    package_data={"fastdiff": ["ops.schema", "py.typed"]},
+    packages=own + kernels + ["fastdiff.golden", "pytest_fastdiff"],
+    package_dir=moved,
+    package_data={"fastdiff": ["ops.schema", "py.typed"], "fastdiff.golden": ["*.json"]},
     ext_modules=ext_modules,
     cmdclass=cmdclass,
     options={} if PURE else {"bdist_wheel": {"py_limited_api": LIMITED}},

@@ -1,4 +1,4 @@
-"""The command line: fastdiff doctor | sample | demo."""
+"""The command line: fastdiff doctor | selftest | sample | demo."""
 
 import ast
 import importlib.util
@@ -45,7 +45,7 @@ def doctor() -> None:
     facts.add_row("instruction set", ops.instruction_set())
     facts.add_row("threads", str(torch.get_num_threads()))
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    facts.add_row("GPUs", ", ".join(gpus) or "none")
+    facts.add_row("GPUs", ", ".join(gpus) or f"none: {ops.no_gpu()}")
     for name in ("FASTDIFF_BACKEND", "FASTDIFF_ISA", "TRITON_INTERPRET"):
         if name in os.environ:
             facts.add_row(name, os.environ[name])
@@ -57,6 +57,29 @@ def doctor() -> None:
     if drawn != expected.tolist():
         raise Refused(f"the first four normals of seed 0 are {drawn}: {expected.tolist()} is right")
     console.print("the first four normals of seed 0 are right, bit by bit")
+
+
+@app.command()
+def selftest(
+    device: Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1; default: all there are")] = None,
+    backend: Annotated[Optional[str], typer.Option(help="cpp, triton-interpreted, reference, cuda or triton; default: all")] = None,
+    json: Annotated[Optional[Path], typer.Option(help="file for what goes with a report: versions, devices, digests, times")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="a line for each case")] = False,
+    golden: Annotated[Optional[Path], typer.Option(help="folder of other digests than those of this package")] = None,
+) -> None:
+    """Runs every backend of this machine and compares the bits with stored digests. Exit code 0 if all that ran agree."""
+    import torch
+
+    from fastdiff.selftest import selftest as check
+
+    try:
+        device is not None and torch.device(device)
+    except RuntimeError as error:
+        raise Refused(f"--device is {device!r}: {str(error).splitlines()[0]}") from None
+    if golden is not None and not golden.is_dir():
+        raise Refused(f"--golden is {golden}: a folder is taken")
+    if not check(device, backend, report_to=json, verbose=verbose, golden=golden):
+        raise typer.Exit(1)
 
 
 @app.command()
