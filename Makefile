@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml fastdiff/ops.schema $(shell find csrc -type f)
 WORKERS ?= 2
 
-.PHONY: demo test bench zoo sanitize wheel-test clean
+.PHONY: demo test bench zoo golden budgets gpu-proof mutation launches launch-cost cuda-build matrix sanitize wheel-test clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.built
@@ -21,6 +21,38 @@ bench: $(VENV)/.built
 
 zoo: $(VENV)/.built
 	$(BIN)/python -m benchmarks.zoo.train all
+
+# The golden digests anew, by the reference alone: for changes of what an op means.
+golden: $(VENV)/.built
+	$(BIN)/python -m fastdiff.testing --write tests/golden
+
+# What compiled GPU code may cost, anew: look at the difference before it is committed.
+budgets: $(VENV)/.built
+	PYTHONPATH=tests $(BIN)/python -m proof.budgets --write
+
+# Every GPU kernel for every target, executed without a GPU: bits, costs and predicted times as one table.
+gpu-proof: $(VENV)/.built
+	PYTHONPATH=tests $(BIN)/python -m proof.table
+
+# Is every instruction of the step kernels looked at by some case?
+mutation: $(VENV)/.built
+	PYTHONPATH=tests $(BIN)/python -m proof.mutate
+
+# Launches, copies and waits of each step, beside those of diffusers and k-diffusion.
+launches: $(VENV)/.built
+	PYTHONPATH=tests $(BIN)/python -m counter.table
+
+# What a call of the step costs from Python, by GPU backend, without the launch: why one of them is the default.
+launch-cost: $(VENV)/.built
+	$(BIN)/python -m benchmarks.launch_cost
+
+# The wheel for CUDA, built against a CUDA build of torch in build/cuda and looked at without a GPU; says so where it cannot be.
+cuda-build:
+	PYTHON=$(PYTHON) tests/packaging/cuda_build.sh
+
+# The golden digests under the oldest and the newest Python, torch and Triton. 20 GB in build/matrix.
+matrix: $(VENV)/.built cuda-build
+	$(BIN)/python tests/packaging/matrix.py
 
 # The C++ tests under AddressSanitizer and UBSan. Leak checks are off: Python itself would fail them.
 sanitize: $(VENV)/.built

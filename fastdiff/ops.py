@@ -16,9 +16,11 @@ import torch
 
 from .noise import unknown
 
-__all__ = ["BACKENDS", "Choice", "backends", "chosen", "instruction_set"]
+__all__ = ["BACKENDS", "Choice", "backends", "chosen", "instruction_set", "no_gpu"]
 
 BACKENDS = {"cpu": ("cpp", "triton", "reference"), "cuda": ("cuda", "triton", "reference")}
+# Why the first of them comes first, where another could serve. tests/packaging/test_default.py holds it against the measurement.
+DEFAULT = {"cuda": "the default: a call from Python costs less than a tenth of triton's (benchmarks/results/launch_cost.json)"}
 _LIBRARIES = {"cpp": "fastdiff._C", "cuda": "fastdiff._C_cuda"}
 _PYTHON_OPS = ("step_", "normal_", "fold_in", "run_keys", "raw_words")  # the rest of the schemas is about the C++ code
 _log = logging.getLogger("fastdiff")
@@ -63,9 +65,10 @@ def _try_triton(device: str) -> tuple[bool, str]:
     if device == "cuda" and torch.version.cuda is None:
         return False, "this torch has no CUDA"
     try:
-        return True, "interpreted" if device == "cpu" else f"triton {metadata.version('triton')}"
+        version = f"triton {metadata.version('triton')}"
     except metadata.PackageNotFoundError:
-        return True, "triton of unknown version"
+        version = "triton of unknown version"
+    return True, f"{version}, interpreted: slow" if os.environ.get("TRITON_INTERPRET") == "1" else version
 
 
 def _try(backend: str, device: str) -> tuple[bool, str]:
@@ -94,7 +97,7 @@ def _register() -> list[Choice]:
     if override is not None and override not in names:
         raise ValueError(f"FASTDIFF_BACKEND: {unknown('backend', override, names)}")
 
-    choices, used = [], {}
+    choices, used, refused = [], {}, []
     for device, order in BACKENDS.items():
         if override in order:
             order = (override, *(b for b in order if b != override))
@@ -105,9 +108,15 @@ def _register() -> list[Choice]:
                 usable, reason = _try(backend, device)
             if usable and device not in used:
                 used[device] = backend
+                if backend == override:
+                    reason += f"; FASTDIFF_BACKEND={override}"
+                elif backend == BACKENDS[device][0] and device in DEFAULT:
+                    reason += f"; {DEFAULT[device]}"
             elif backend == override and device not in used:
-                _log.warning("FASTDIFF_BACKEND=%s cannot serve %s tensors: %s", backend, device, reason)
+                refused.append(f"{device} tensors: {reason}")
             choices.append(Choice(device, backend, usable, used.get(device) == backend, reason))
+    if refused and override not in used.values():
+        _log.warning("FASTDIFF_BACKEND=%s cannot serve %s", override, "; ".join(refused))
 
     defined = used["cpu"] == "cpp"  # _C defines the schemas; without it they are defined here
     if not defined and any(c.backend == "cpp" and c.usable for c in choices):
@@ -168,6 +177,17 @@ def chosen(device: str | torch.device) -> str:
         if choice.device == kind and choice.used:
             return choice.backend
     raise RuntimeError(f"device is {kind}: {', '.join(BACKENDS)} is taken")
+
+
+def no_gpu() -> str | None:
+    """Why no CUDA tensor can be made here, in the words of torch; None where there is a GPU."""
+    if torch.version.cuda is None:
+        return "this torch has no CUDA"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).split("\n")[0].split(". ")[0].rstrip(".")
+    return None
 
 
 def instruction_set() -> str:
