@@ -46,20 +46,23 @@ def _placed(values, order, gap, offset=1):
 
 
 def plain_case(i):
-    """(case, inputs that must not be read). A float32 case without bank, mask or tokens, made to tell lanes apart: few elements, gaps around every sample, channels-last
-    samples of few pixels; by turns a NaN in one element, products that are NaN beyond the last one, inputs that must not be read."""
+    """(case, inputs that must not be read). A float32 case without bank, mask or tokens, made to tell lanes apart: few elements,
+    gaps around every sample, channels-last samples of few pixels; by turns a NaN in one element, products that are NaN beyond the
+    last one, inputs that must not be read."""
     if i % 50 == 49:
         return _noise_case(i)
     rng, data = random.Random(i), np.random.default_rng(i)
-    kind, last = (0, 1, 1, 2, 1, 3)[i % 6], i // 18 % 2
-    shape = rng.choice([(5, 3, 1), (4, 5, 1), (3, 7, 1), (2, 3, 1), (5, 2, 1), (3, 1, 1)] if last else [(n,) for n in (1, 2, 3, 5, 6, 7, 9, 10, 11)])
-    B, N, O, J, n = rng.randint(1, 3), 3, 1 + i // 6 % 3, 1, int(np.prod(shape))
+    kind, last = (0, 1, 1, 2, 1, 3, 1, 2)[i % 8], i // 32 % 2
+    vectors = [(n,) for n in (1, 2, 3, 5, 6, 7, 9, 10, 11)]
+    shape = rng.choice([(5, 3, 1), (4, 5, 1), (3, 7, 1), (2, 3, 1), (5, 2, 1), (3, 1, 1)] if last else vectors)
+    B, N, O, J, n = rng.randint(1, 3), 3, (1, 2, 3, 3)[i // 8 % 4], 1, int(np.prod(shape))
     order = list(range(len(shape)))
     aligned = rng.random() < 0.3
 
     def tensor(lead=B):
         values = torch.from_numpy(data.standard_normal((lead, *shape)).astype(np.float32))
-        return _placed(values, order[1:] + order[:1] if last and rng.random() < 0.7 else order, -n % 4 + 4 if aligned else rng.randint(1, 4), 4 if aligned else 1)
+        there = order[1:] + order[:1] if last and rng.random() < 0.7 else order
+        return _placed(values, there, -n % 4 + 4 if aligned else rng.randint(1, 4), 4 if aligned else 1)
 
     K = rng.randint(2, 3)
     inputs, outputs = [tensor() for _ in range(K)], [tensor() for _ in range(O)]
@@ -70,20 +73,22 @@ def plain_case(i):
     meta[:, 0], meta[:, 1] = data.integers(-1, 1, N), data.integers(0, 2, N)
     unread = [1] if kind in (1, 3) else []
     if kind == 1:  # one NaN, in one sample, that comes to d and the ring or to one output alone
-        inputs[0][(rng.randrange(B), *(rng.randrange(k) for k in shape))] = float("nan")
+        which = slice(None) if i % 5 == 0 else rng.randrange(B)  # or in each
+        inputs[0][(which, *(rng.randrange(k) for k in shape))] = float("nan")
         places = [0, *(layout.y(j) for j in range(O))]
         coef[:, places] = 0
         coef[:, rng.choice(places)] = 1
         coef[:, [layout.y(j) + K + 1 for j in range(O)]] = 0
         meta[:, 0] = 0
     if kind == 2:  # infinite products; where there is no element, 0 times infinity
-        coef[:, [0, layout.y(0)]] = np.inf
-        meta[:, 1] = 0
+        coef[:, [0, *(layout.y(j) for j in range(O))]] = np.inf
+        coef[:, [layout.y(j) + K + 1 for j in range(O)]] = meta[:, 1] = 0
         inputs[0].abs_().add_(1)
     if kind == 3:  # noise alone, and outputs without a term
         unread = list(range(K + 1))
         coef[:, [layout.y(j) + K + 1 for j in range(O)]] = 0
-        coef[:, layout.clip : layout.clip + 3], meta[:, :2] = ((0, 1, 1), (-1, 0, 1))[i // 36 % 2], (0, 1)  # d = -0.0, which 0 does not move
+        bounds = ((0, 1, 1), (-1, 0, 1))[i // 64 % 2]  # d = -0.0, which a bound of 0 does not move
+        coef[:, layout.clip : layout.clip + 3], meta[:, :2] = bounds, (0, 1)
         if O > 1:
             coef[:, layout.y(O - 1) : layout.mask] = 0
     for k in unread:
@@ -106,19 +111,21 @@ def _noise_case(i):
     layout, n, B = reference.Layout(1, 2, 0, 2), 8196, 2
     coef = np.zeros((1, layout.width), np.float32)
     coef[0, layout.y(0) + 2] = coef[0, layout.y(1) + 3] = 1
-    return cases.Case([torch.zeros(B, n)], [torch.zeros(B, n) for _ in range(2)], None, torch.from_numpy(coef),
-                      torch.tensor([[-1, 0, 0, 0]], dtype=torch.int32), None, 0, keys(i, 2 * B).reshape(1, 2, B, 2), note=f"noise {i}",
-                      status=torch.tensor([2**31 - 1, 0], dtype=torch.int32)), []
+    case = cases.Case([torch.zeros(B, n)], [torch.zeros(B, n) for _ in range(2)], None, torch.from_numpy(coef),
+                      torch.tensor([[-1, 0, 0, 0]], dtype=torch.int32), None, 0, keys(i, 2 * B).reshape(1, 2, B, 2),
+                      note=f"noise {i}", status=torch.tensor([2**31 - 1, 0], dtype=torch.int32))
+    return case, []
 
 
 def alike_case(i):
-    """(case, inputs that must not be read). Cases of one kind, for which Triton compiles one kernel: a float32 input that is read 16 bytes at a time, a float16 one that
-    is not aligned, a channels-last one; float32 and bfloat16 outputs, a ring, two noise terms, factors, rows by sample."""
+    """(case, inputs that must not be read). Cases of one kind, for which Triton compiles one kernel: a float32 input that is read
+    16 bytes at a time, a float16 one that is not aligned, a channels-last one; float32 and bfloat16 outputs, a ring, two noise
+    terms, factors, rows by sample."""
     rng, data = random.Random(i), np.random.default_rng(i)
-    shape, B, N = rng.choice([(3, 14, 14), (5, 12, 12), (4, 18, 18)]), 64 if i % 12 == 5 else rng.randint(1, 3), 3
+    shape, B, N = rng.choice([(3, 14, 14), (5, 12, 12), (4, 18, 18)]), 128 if i % 20 == 5 else rng.randint(1, 3), 3
 
     def tensor(dtype, layout):
-        values = cases._values(data, (B, *shape), 0.02 * (i % 6 == 1))
+        values = cases._values(data, (B, *shape), 0.02 * (i % 10 == 4))
         return cases._lay_out(cases._Random(rng), values, dtype, cases.Options(layouts=(layout,)))
 
     def shifted(t, gap):
@@ -128,7 +135,7 @@ def alike_case(i):
     y = shifted(tensor("float16", "contiguous"), 3)
     last = tensor("float32", "contiguous").to(memory_format=torch.channels_last)
     ring = tensor("float32", "contiguous")[None].clone()
-    layout, kind = reference.Layout(4, 2, 0, 2), i % 6
+    layout, kind = reference.Layout(4, 2, 0, 2), (0, 1, 2, 3, 4, 5, 2, 2, 2, 2)[i % 10]
     coef = data.standard_normal((N, layout.width)).astype(np.float32) * (data.random((N, layout.width)) < 0.8)
     coef[:, layout.clip : layout.clip + 2] = np.sort(coef[:, layout.clip : layout.clip + 2])
     meta = np.zeros((N, 4), np.int32)
@@ -145,7 +152,7 @@ def alike_case(i):
         x.abs_().add_(1)
         coef[:, places], scale[:, 0], meta[:, 1] = np.inf, 1, 0
     if kind in (1, 3):  # inputs that must not be read
-        unread = [1 + i // 6 % 2] if kind == 3 else [i // 6 % 4]
+        unread = [1 + i // 10 % 2] if kind == 3 else [i // 10 % 4]
         for k in unread:
             coef[:, [p + k for p in places]], scale[:, k] = 0, float("nan")
             (x, y, last, ring)[k].fill_(float("nan"))
@@ -153,12 +160,33 @@ def alike_case(i):
             meta[:, 0] = -1
     if kind == 5:  # noise alone, an output without a term, and d = -0.0, which a bound of 0 does not move
         coef[:, :] = 0
-        coef[:, layout.y(0) + 5 + i // 6 % 2] = 1
-        coef[:, layout.clip : layout.clip + 3], meta[:, :2] = ((0, 1, 1), (-1, 0, 1))[i // 12 % 2], (0, 1)
+        coef[:, layout.y(0) + 5 + i // 10 % 2] = 1
+        coef[:, layout.clip : layout.clip + 3], meta[:, :2] = ((0, 1, 1), (-1, 0, 1))[i // 20 % 2], (0, 1)
     case = cases.Case([x, y, last], out, ring, torch.from_numpy(coef), torch.from_numpy(meta),
-                      torch.from_numpy(row), 0, keys(i, N * 2 * B).reshape(N, 2, B, 2), scale,
+                      torch.from_numpy(np.stack([row, row + 1], 1))[:, 0], 0, keys(i, N * 2 * B).reshape(N, 2, B, 2), scale,
                       status=torch.tensor([2**31 - 1, 0], dtype=torch.int32), note=f"alike {i}")
     return case, [(x, y, last, ring)[k] for k in unread]
+
+
+def full_case(i):
+    """A case that uses everything: ring, bank, noise, mask, clip, rows by token, by sample or for all. In every sixth, some
+    indices lie outside their tables."""
+    rng, data = random.Random(i), np.random.default_rng(i)
+    options = dict(empty=False, max_batch=3, dtypes=DTYPES[(3, 0, 1, 3, 2)[i % 5]],
+                   row_kinds=(("tokens", "batch", "int")[i % 3] if i % 4 != 2 else "batch",),
+                   layouts=(cases.Options.layouts, ("contiguous",), ("offset", "strided"), ("channels_last",))[i % 4], specials=False)
+    shapes = ([(4, 1, 7), (3, 15), (3, 4, 5), (2, 3, 5)], [(3, 4, 4), (8, 5), (2, 2, 4, 4)], [(4, 2, 3), (21,)],
+              [(3, 4, 5), (3, 2, 3, 2)])[i % 4]
+    with mock.patch.object(cases, "_shape", lambda c, options: c.pick(shapes)):
+        while True:
+            case = cases.random_case(rng, **options)
+            there = (case.ring, case.bank, case.keys, case.mask, case.status)
+            if all(t is not None for t in there) and len(case.outputs) > 1 and len(case.inputs) < 5 and case.meta[:, 1].max() > 8:
+                break
+    if i % 6 == 1:
+        case.row += torch.from_numpy(data.choice([0, 0, -5, 5], case.row.shape))
+        case.bank_index += torch.from_numpy(data.choice([0, 0, -5, 5], case.bank_index.shape))
+    return case
 
 
 def clamped_case(i):

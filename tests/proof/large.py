@@ -1,5 +1,5 @@
-"""Samples of more than 2^31 and 2^32 elements, and strides beyond that: on memory that is reserved and hardly touched, so that chosen blocks
-of a real launch can run."""
+"""Samples of more than 2^31 and 2^32 elements, and strides beyond that: on memory that is reserved and hardly touched, so that
+chosen blocks of a real launch can run."""
 
 import mmap
 import re
@@ -63,7 +63,8 @@ def big_case(kind):
         inner = (H * W, W, 1) if layout == "contiguous" else (1, W * C, C)
         return reserved((B, C, H, W), (-(-n // 8) * 8 + 8192, *inner), dtype)
 
-    dtypes = {"plain": ([F32, F32], [F32]), "contiguous": ([F16, F16], [F16]), "channels last": ([F16, F32], [BF16]), "mask": ([F32, F16], [F16]), "whole mask": ([F16], [F16]), "tokens": ([F16], [F16, F32])}[kind]
+    dtypes = {"plain": ([F32, F32], [F32]), "contiguous": ([F16, F16], [F16]), "channels last": ([F16, F32], [BF16]),
+              "mask": ([F32, F16], [F16]), "whole mask": ([F16], [F16]), "tokens": ([F16], [F16, F32])}[kind]
     other = "contiguous" if kind == "contiguous" else "channels last"
     inputs, outputs = [[samples(d, other if i == 0 else "contiguous") for i, d in enumerate(ds)] for ds in dtypes]
     layout = reference.Layout(len(inputs), len(outputs), 0, 1)
@@ -74,7 +75,8 @@ def big_case(kind):
     row = torch.from_numpy(data.integers(0, N, (B, C))) if kind == "tokens" else None
     known = samples(F16, "channels last") if masks else None
     mask = reserved((1, 1, H, W), (H * W, H * W, W, 1), F16) if kind == "mask" else samples(F16, "channels last") if masks else None
-    return Case(inputs, outputs, None, coef, meta, row, 2, keys, known=known, mask=mask, status=torch.tensor([2**31 - 1, 0], dtype=torch.int32)), tokens
+    status = torch.tensor([2**31 - 1, 0], dtype=torch.int32)
+    return Case(inputs, outputs, None, coef, meta, row, 2, keys, known=known, mask=mask, status=status), tokens
 
 
 def fill(case, b, first, count, data):

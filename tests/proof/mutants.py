@@ -62,7 +62,7 @@ def _opcodes(name, operands):
         return [(name.replace("bf16x2", "f16x2") if "bf16x2" in name else name.replace("f16x2", "bf16x2"), operands)]
     if first == "cvt" and "f32" in rest and {"f16", "bf16"} & set(rest):
         return [(re.sub(r"\b(b?)f16\b", lambda m: "f16" if m[1] else "bf16", name), operands)]
-    if first in ("cvt", "cvta", "sqrt", "bfind", "brev", "activemask", "not", "mov", "bfi", "prmt", "mad24", "clz", "popc"):
+    if first in ("cvt", "cvta", "sqrt", "bfind", "brev", "activemask", "not", "mov", "bfi", "prmt", "clz", "popc"):
         if operands[0].startswith("{") or len(operands) > 1 and operands[1].startswith("{"):
             return []  # pairs: their lanes are swapped
         if kind == "pred":
@@ -91,7 +91,8 @@ def _immediates(name, operands):
     found = []
     for i, text in enumerate(operands):
         if re.fullmatch(r"0[fF][0-9a-fA-F]{8}", text):
-            new = f"0f{int(text[2:], 16) ^ 1:08X}" if int(text[2:], 16) << 1 & 0xFFFFFFFF else "0f3F800000"  # one unit in the last place
+            bits = int(text[2:], 16)
+            new = f"0f{bits ^ 1:08X}" if bits << 1 & 0xFFFFFFFF else "0f3F800000"  # one unit in the last place; 1 for 0
         elif re.fullmatch(r"[-+]?(0[xX][0-9a-fA-F]+|\d+)U?", text):
             if name.endswith(".pred"):
                 new = "0" if int(text.rstrip("U"), 0) else "1"

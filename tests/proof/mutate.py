@@ -1,5 +1,5 @@
-"""Are the cases able to see a fault? Each instruction of a step kernel is changed in each way that applies to it, and the cases run
-until one differs from the reference, stops at an error, or does not end.
+"""Are the cases able to see a fault? Each instruction of a step kernel is changed in each way that applies to it, and the
+cases run until one differs from the reference, stops at an error, or does not end.
 
     PYTHONPATH=tests python -m proof.mutate              writes tests/proof/mutation.json
     PYTHONPATH=tests python -m proof.mutate --backends cuda --sample 200 --seed 1
@@ -8,6 +8,7 @@ Rounding modifiers are caught by the lint, which takes no other than .rn.
 """
 
 import argparse
+import functools
 import json
 import random
 import re
@@ -25,7 +26,7 @@ from proof import draw, large, lint, mutants
 from proof.bits import backend, label
 from proof.execute import memory_of, written
 from ptx import Launch, PtxError
-from ptx import machine
+from ptx.machine import STEPS
 
 RESULT = Path(__file__).with_name("mutation.json")
 SLOWER = 5  # a changed kernel that takes so many times the steps of the real one does not end
@@ -39,8 +40,8 @@ class Trial:
         expected = expected_case(case)
         recording = backend(name).record_unchecked_step(arch, case)
         (self.launch,) = recording.launches
-        there, writes = ([t for t in ts if all(t.data_ptr() != h.data_ptr() for h in hidden)] for ts in (recording.tensors, written(case)))
-        self.memory = memory_of(there, writes)
+        gone = {t.data_ptr() for t in hidden}
+        self.memory = memory_of(*([t for t in tensors if t.data_ptr() not in gone] for tensors in (recording.tensors, written(case))))
         pairs = {}
         for mine, theirs in zip(written(case), written(expected)):
             mine, theirs = (torch.empty(0, dtype=torch.uint8).set_(t.untyped_storage()).numpy() for t in (mine, theirs))
@@ -49,29 +50,18 @@ class Trial:
         self.measure()
 
     def measure(self):
-        """Runs the launch as it is."""
-        self.steps, self.executed = machine.STEPS, set()
-        with mock.patch.object(machine._Run, "_count", self._watch(machine._Run._count)):
-            failure = self.failure(self.launch)
+        """Runs the launch as it is: it must pass. What it executes, and in how many steps."""
+        self.steps = STEPS
+        failure = self.failure(self.launch)
         assert failure is None, failure
-
-    def _watch(self, original):
-        """Notes how many steps a run takes and which instructions it comes by."""
-
-        def count(run):
-            self.steps = SLOWER * (machine.STEPS - run.left)
-            for n in run.tally:
-                self.executed |= set(range(run.chunks[n].first, run.chunks[n].last))
-            original(run)
-
-        return count
+        self.steps, self.executed = SLOWER * self.counts.steps, set(self.counts.by_index)
 
     def failure(self, launch):
         """What is wrong with what this launch does to the case, or None."""
         for mine, before, _ in self.pairs:
             mine[:] = before
         try:
-            launch.run(self.memory, steps=self.steps)
+            self.counts = launch.run(self.memory, steps=self.steps)
         except PtxError as error:
             return str(error)
         return None if all(np.array_equal(mine, after) for mine, _, after in self.pairs) else "other bits"
@@ -105,15 +95,17 @@ class LargeTrial(Trial):
         for y in self.case.outputs:
             large.flat(y)[large.places(y, *self.window[:3])] = 0
         try:
-            launch.run(self.memory, blocks=self.blocks, steps=self.steps)
+            self.counts = launch.run(self.memory, blocks=self.blocks, steps=self.steps)
             assert_same(large.window(self.case, *self.window), self.expected)
         except (PtxError, AssertionError) as error:
             return str(error)
         return None
 
 
-# By backend: the kernel that is changed (None: the one that the cases launch), its cases, and large samples for its 64-bit indices.
-SUBJECTS = {"cuda": ("step<4, plain, 3>", draw.plain_case, range(240), ("plain",)), "triton": (None, draw.alike_case, range(96), ())}
+# By backend: the kernel that is changed (None: the one that the cases launch), its cases, and large samples for its 64-bit
+# indices.
+SUBJECTS = {"cuda": ("step<4, plain, 3>", draw.plain_case, range(448), ("plain",)),
+            "triton": (None, draw.alike_case, range(200), ())}
 
 
 def folded(i, make):
@@ -131,7 +123,7 @@ def trials(name, arch=90, count=None):
     wanted, make, numbers, large_kinds = SUBJECTS[name]
     found = []
     for i in numbers:
-        trial = folded(i, lambda: Trial(*make(i), name, arch))
+        trial = folded(i, functools.partial(Trial, *make(i), name, arch))
         if wanted in (None, label(trial.kernel)):
             found.append(trial)
         if len(found) == count:
@@ -160,21 +152,31 @@ class Hunt:
         return None
 
 
-# Why a mutant changes nothing that may be seen, by its text: backend or "", pattern of "before -> after". The first that fits is taken.
+# Why a mutant changes nothing that may be seen, by its text: backend or "", pattern of "before -> after", reason. The first
+# that fits is taken.
 REASONS = [
     ("", r"^ret -> ", "the kernel ends there in any case"),
     ("", r"%nctaid\.y", "a launch has a third dimension beyond 65,535 blocks of samples only"),
     ("", r"^(mov|selp)\.u16 .*\b1\b.* -> .*\b2\b", "a condition: every number but 0 holds"),
     ("", r"-4294967296|^setp\.eq\.s64 .*, 0 -> .*, 1$", "whether numbers are divided in 32 or in 64 bits: the quotient is the same"),
     ("triton", r"^mov\.u(16|32|64) \S+, 0x0 -> ", "a load writes over it; where its guard is false, nothing uses the value"),
-    ("triton", r"^or\.b32 |^setp\.lt\.s32 .* -> setp\.le\.s32 ", "these samples are whole rows of the tile: the lanes of a row end together"),
+    ("triton", r"^or\.b32 |^setp\.lt\.s32 .* -> setp\.le\.s32 ",
+     "these samples are whole rows of the tile: the lanes of a row end together"),
     ("triton", r"^min\.s64 .*, 1024 -> ", "no row of the tile lies beyond it"),
-    ("triton", r"atom\.global\.gpu\.relaxed\.or|^setp\.eq\.b32 \S+, \S+, 0 -> setp\.ne", "which threads set a flag of the status: all of a block set the same"),
+    ("triton", r"atom\.global\.gpu\.relaxed\.or|^setp\.eq\.b32 \S+, \S+, 0 -> setp\.(ne|eq)",
+     "which threads set a flag of the status, and all set the same; or whether noise without weight is drawn"),
+    ("triton", r"^and\.b32 \S+, \S+, 2147483647 -> or", "whether noise without weight is drawn: it is added to nothing"),
+    ("cuda", r"^(and\.b32 \S+, \S+, 2147483647 -> or|setp\.gt\.u32 \S+, \S+, 2139095040 -> setp\.gt\.u32)",
+     "the last lane of a thread in which a NaN was met: where it is there, all are, and the answer is known"),
     ("cuda", r"^setp\.le\.s64 .* -> setp\.lt\.s64 ", "a thread whose first element is the one behind the last owns none"),
     ("cuda", r"^mov\.[ub](32|64) \S+, (0|%\w+) -> ", "the value of a lane beyond the last element, or of a division that is not needed"),
-    ("cuda", r"^(ld\.param\.u32 .*\+960\]|min\.s64 .*, 4|setp\.ne\.s32 .*, 4|and\.b32 \S+, \S+, (4096|8192|16384)|shl\.b32|add\.s32|mov\.u32 \S+, 1) ",
-     "a vector or its elements one by one: the same bytes are written"),
-    ("", r"(^|@!?%p\d+ )bra\S* ", "skips what changes nothing: a term of weight 0, a search for NaN where there is none, a longer way to the same bytes"),
+    ("cuda", r"^(ld\.param\.u32 .*\+960\]|min\.s64 .*, 4|setp\.ne\.s32 .*, 4|and\.b32 \S+, \S+, (4096|8192|16384)|shl\.b32|add\.s32|"
+             r"mov\.u32 \S+, 1) ", "a vector or its elements one by one: the same bytes are written"),
+    ("", r"^and\.b32 \S+, \S+, 2147483647 -> and\.b32",
+     "whether a coefficient is 0: every other that is drawn has some of the bits that are left"),
+    ("", r"^(fma|add)\.rn\.f32 .*0f", "the last place of this constant moves a few normals, and none of those that are drawn"),
+    ("", r"(^|@!?%p\d+ )bra\S* ", "skips what changes nothing: a term of weight 0, a search for NaN where there is none, a longer "
+                                 "way to the same bytes"),
 ]
 
 
@@ -182,7 +184,8 @@ def reason(name, before, mutant, reached):
     """Why a mutant that no case notices changes nothing; "" where that is not known."""
     if mutant.index not in reached:
         return "no launch comes by: a test is made twice, and the first has dealt with this outcome"
-    return next((why for which, pattern, why in REASONS if which in ("", name) and re.search(pattern, f"{before} -> {mutant.text}")), "")
+    text = f"{before} -> {mutant.text}"
+    return next((why for which, pattern, why in REASONS if which in ("", name) and re.search(pattern, text)), "")
 
 
 def survey(name, arch=90, sample=None, seed=0, count=None):
@@ -204,7 +207,14 @@ def survey(name, arch=90, sample=None, seed=0, count=None):
             "executed": len(hunt.reached), "cases": len(hunt.trials), "mutants": len(planted),
             "caught": sum(caught.values()), "share": round(sum(caught.values()) / len(planted), 4),
             "by kind": {kind: f"{caught[kind]} of {total[kind]}" for kind in mutants.KINDS},
-            "unexplained": sum(not s["reason"] for s in survivors), "seconds": round(time.perf_counter() - began), "survivors": survivors}
+            "unexplained": sum(not s["reason"] for s in survivors), "seconds": round(time.perf_counter() - began),
+            "survivors": survivors}
+
+
+def keep(path, found):
+    """Writes results by backend, and leaves those of other backends as they are."""
+    kept = {r["backend"]: r for r in (*(json.loads(path.read_text()) if path.exists() else []), *found)}
+    path.write_text(json.dumps(list(kept.values()), indent=1) + "\n")
 
 
 def main():
@@ -215,8 +225,7 @@ def main():
     given = parser.parse_args()
     found = [survey(name, sample=given.sample, seed=given.seed) for name in given.backends]
     if given.sample is None:
-        kept = {r["backend"]: r for r in (json.loads(RESULT.read_text()) if RESULT.exists() else [])} | {r["backend"]: r for r in found}
-        RESULT.write_text(json.dumps(list(kept.values()), indent=1) + "\n")
+        keep(RESULT, found)
     for r in found:
         print({k: v for k, v in r.items() if k != "survivors"})
         for s in r["survivors"]:

@@ -28,7 +28,8 @@ def replayed(plan, dtype, backend, arch):
     coef, meta = map(torch.from_numpy, plan.table())
     keys = None
     if plan.noises:
-        keys = torch.ops.fastdiff.run_keys(torch.tensor(SEEDS), torch.from_numpy(plan.streams.copy()), torch.from_numpy(plan.draws.copy()))
+        streams, draws = torch.from_numpy(plan.streams.copy()), torch.from_numpy(plan.draws.copy())
+        keys = torch.ops.fastdiff.run_keys(torch.tensor(SEEDS), streams, draws)
     row = torch.zeros((), dtype=torch.int64)
     case = Case([buffers[name] for name in plan.inputs], [buffers[name] for name in plan.outputs],
                 torch.full((plan.ring, *SHAPE), float("nan")) if plan.ring else None, coef, meta, row, 0, keys,
@@ -37,7 +38,8 @@ def replayed(plan, dtype, backend, arch):
     assert len(recording.launches) == 1
     for r in range(len(plan)):
         if plan.calls_model[r]:
-            buffers["out"].copy_(model(buffers[plan.model_input], torch.tensor(plan.times[r], dtype=torch.float32).expand(SHAPE[0])))
+            time = torch.tensor(plan.times[r], dtype=torch.float32).expand(SHAPE[0])
+            buffers["out"].copy_(model(buffers[plan.model_input], time))
         row.fill_(r)
         execute(recording, written(case))
         yield r, buffers["x"], buffers[plan.model_input], case.status

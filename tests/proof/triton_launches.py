@@ -16,7 +16,6 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
@@ -26,8 +25,9 @@ from fastdiff.kernels import launch
 from proof.execute import Recording
 from ptx import Launch, parse
 
-# The functions normal_ and step_ are all that the package shows; the modules behind them:
-normal_module, philox_module, step_module = (importlib.import_module(f"fastdiff.kernels.{name}") for name in ("normal", "philox", "step"))
+# The package shows functions; the modules behind them:
+normal_module, philox_module, step_module = (
+    importlib.import_module(f"fastdiff.kernels.{name}") for name in ("normal", "philox", "step"))
 
 NAME = "triton"
 FORMATS = {"i1": "b", "i8": "b", "i16": "h", "i32": "i", "i64": "q", "u1": "B", "u8": "B", "u16": "H", "u32": "I", "u64": "Q",
