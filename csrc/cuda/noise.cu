@@ -6,26 +6,24 @@
 
 namespace FASTDIFF_NAMESPACE {
 
-__device__ inline uint32_t sample_of_thread() {
-  return (blockIdx.z * gridDim.y + blockIdx.y) * blockDim.y + threadIdx.y;
-}
-__device__ inline int64_t column_of_thread() { return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; }
+__device__ inline int64_t column_of(const Thread& t) { return t.column + t.lane; }
 
 template <int E, Features features>
 __global__ void __launch_bounds__(kThreads) normal_kernel(const __grid_constant__ NormalLaunch launch) {
-  normal_thread<E, features>(launch, sample_of_thread(), column_of_thread() * E);
+  normal_thread<E, features>(launch, this_thread());
 }
 
 __global__ void __launch_bounds__(kThreads) fold_in_kernel(const __grid_constant__ FoldInArgs args) {
-  fold_in_thread(args, column_of_thread());
+  fold_in_thread(args, column_of(this_thread()));
 }
 
 __global__ void __launch_bounds__(kThreads) run_keys_kernel(const __grid_constant__ RunKeysArgs args) {
-  run_keys_thread(args, column_of_thread());
+  run_keys_thread(args, column_of(this_thread()));
 }
 
 __global__ void __launch_bounds__(kThreads) raw_words_kernel(const __grid_constant__ RawWordsArgs args) {
-  raw_words_thread(args, sample_of_thread(), column_of_thread() * 4);
+  const Thread t = this_thread();
+  raw_words_thread(args, t.b, column_of(t) * 4);
 }
 
 template <class Launch>

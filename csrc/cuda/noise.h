@@ -10,16 +10,12 @@ FD_HD inline Key key_at(const int64_t* keys, int64_t at, int64_t pair) {
 }
 
 template <int E, Features features>
-FD_HD inline void normal_thread(const NormalLaunch& launch, uint32_t b, int64_t e0) {
+FD_HD inline void normal_thread(const NormalLaunch& launch, const Thread& thread) {
   const NormalArgs& a = launch.args;
-  if (b >= a.batch || e0 >= a.numel) return;
-  Place p{b, e0, 0, 0, launch.inner, 0, features != kDense && a.numel - e0 < E ? static_cast<int>(a.numel - e0) : E};
-  if (features != kDense && launch.inner) {
-    p.group = quotient(e0, launch.inner);
-    p.pixel = e0 - p.group * launch.inner;
-  }
+  const Place p = place<E, features>(thread, a.numel, launch.inner);
+  if (p.b >= a.batch || p.e0 >= a.numel) return;
   float z[E];
-  draw(key_at(a.keys, times(b, a.key_stride_b), a.key_stride_pair), e0, z);
+  draw<E, features>(key_at(a.keys, times(p.b, a.key_stride_b), a.key_stride_pair), p, z);
   store<E, features>(a.out, p, launch.aligned != 0, false, z);
 }
 

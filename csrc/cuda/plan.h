@@ -12,11 +12,11 @@ constexpr int64_t kMaxSamples = kMaxGridYZ * kMaxGridYZ;  // 2^32 less 2^17, so 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Threads side by side in a sample along x, samples along y and z: no dimension reaches its limit below 2^40 elements a
-// sample and 2^32 samples, so that no thread loops. Small samples share a block.
-inline bool plan_grid(int64_t batch, int64_t numel, int elements, Grid& grid) {
+// sample and 2^32 samples, so that no thread loops. Small samples share a block. at_most: threads side by side.
+inline bool plan_grid(int64_t batch, int64_t numel, int elements, Grid& grid, int64_t at_most = kThreads) {
   const int64_t width = ceil_div(numel, elements);
   int64_t x = 1;
-  while (x < width && x < kThreads) x *= 2;
+  while (x < width && x < at_most) x *= 2;
   const int64_t y = kThreads / x;
   const int64_t columns = ceil_div(width, x), samples = ceil_div(batch, y);
   const int64_t layers = ceil_div(samples, kMaxGridYZ);
@@ -24,6 +24,16 @@ inline bool plan_grid(int64_t batch, int64_t numel, int elements, Grid& grid) {
   grid = {static_cast<unsigned>(columns), static_cast<unsigned>(layers ? ceil_div(samples, layers) : 0),
           static_cast<unsigned>(layers), static_cast<unsigned>(x), static_cast<unsigned>(y)};
   return true;
+}
+
+// How many threads of a block stand side by side in a dense launch, where each has all its elements; 0 where too few of them
+// would lie side by side in memory.
+inline int64_t dense_threads(int64_t numel, int elements) {
+  if (numel % elements) return 0;
+  const int64_t width = numel / elements;
+  int64_t x = 1;
+  while (width % (2 * x) == 0 && x < kThreads) x *= 2;
+  return x >= 16 || x == width ? x : 0;
 }
 
 inline int element_size(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
@@ -75,7 +85,8 @@ inline StepPlan plan_step(const StepArgs& given) {
     each_view(a, [](View& v, int64_t, int) { v.groups = 1, v.inner = 0; });
 
   const int most = wide ? 8 : 16;
-  bool dense = plan.features == kPlain && a.numel % most == 0;
+  const int64_t threads = dense_threads(a.numel, most);
+  bool dense = plan.features == kPlain && threads > 0;
   each_view(a, [&](View& v, int64_t samples, int) { dense &= vectors(v, samples, most); });
   if (dense) plan.features = kDense;
   plan.elements = dense ? most : wide || plan.features == kEverything ? 4 : 8;
@@ -91,7 +102,7 @@ inline StepPlan plan_step(const StepArgs& given) {
     plan.launch.aligned |= 1u << kAlignedMask;
   plan.launch.token_numel = a.tokens > 1 ? a.numel / a.tokens : a.numel;
   plan.valid &= a.tokens <= 1 || plan.launch.token_numel * a.tokens == a.numel;
-  plan.valid &= plan_grid(a.batch, a.numel, plan.elements, plan.grid);
+  plan.valid &= plan_grid(a.batch, a.numel, plan.elements, plan.grid, dense ? threads : kThreads);
   return plan;
 }
 
@@ -115,11 +126,12 @@ inline NormalPlan plan_normal(const NormalArgs& given) {
   settle(out);
   plan.launch.inner = out.inner;
   const int most = out.dtype == Dtype::f32 ? 8 : 16;
-  const bool dense = given.numel % most == 0 && vectors(out, given.batch, most);
+  const int64_t threads = dense_threads(given.numel, most);
+  const bool dense = threads > 0 && vectors(out, given.batch, most);
   const int elements = dense ? most : most / 2;
   plan.features = dense ? kDense : kPlain;
   plan.launch.aligned = vectors(out, given.batch, elements);
-  if (plan_grid(given.batch, given.numel, elements, plan.grid)) plan.elements = elements;
+  if (plan_grid(given.batch, given.numel, elements, plan.grid, dense ? threads : kThreads)) plan.elements = elements;
   return plan;
 }
 

@@ -16,9 +16,7 @@ constexpr int blocks(int elements, Features features, int outputs) {
 
 template <int E, Features features, int kOut>
 __global__ void __launch_bounds__(kThreads, blocks(E, features, kOut)) step_kernel(const __grid_constant__ StepLaunch launch) {
-  const uint32_t b = (blockIdx.z * gridDim.y + blockIdx.y) * blockDim.y + threadIdx.y;
-  const int64_t e0 = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * E;
-  step_thread<E, features, kOut>(launch, b, e0);
+  step_thread<E, features, kOut>(launch, this_thread());
 }
 
 struct KernelOf {

@@ -57,7 +57,7 @@ struct Mask {
     }
     if (draws && a.keys && noise_term < static_cast<uint32_t>(a.layout.noises)) {
       const int64_t* key = a.keys + times(r, a.key_stride_row) + times(noise_term, a.key_stride_noise) + times(p.b, a.key_stride_b);
-      draw({static_cast<uint64_t>(key[0]), static_cast<uint64_t>(key[1])}, p.e0, noise);
+      draw<E, features>({static_cast<uint64_t>(key[0]), static_cast<uint64_t>(key[1])}, p, noise);
     } else {
       clear(noise);
     }
@@ -230,11 +230,11 @@ FD_HD inline void apply_row(const StepLaunch& launch, const Place& p, int64_t to
     }
     if (!any) continue;
     const int64_t* key = a.keys + times(r, a.key_stride_row) + j * a.key_stride_noise + times(p.b, a.key_stride_b);
-    const uint64_t seed = static_cast<uint64_t>(key[0]), first = static_cast<uint64_t>(key[1]) + static_cast<uint64_t>(p.e0) / 4;
+    const uint64_t seed = static_cast<uint64_t>(key[0]), offset = static_cast<uint64_t>(key[1]);
     FD_UNROLL
     for (int q = 0; q < E; q += 4) {
       float z[4];
-      draw_four(seed, first + q / 4, z);
+      draw_four(seed, offset + block_of<E, features>(p, q), z);
       FD_UNROLL
       for (int i = 0; i < kOut; ++i) {
         if (w[i] == 0.0f) continue;
@@ -255,20 +255,15 @@ FD_HD inline void apply_row(const StepLaunch& launch, const Place& p, int64_t to
   if (bad) report_row(a.status, static_cast<int32_t>(r));
 }
 
-// Elements e0 .. e0 + E - 1 of sample b, e0 a multiple of E.
 template <int E, Features features, int kOut>
-FD_HD inline void step_thread(const StepLaunch& launch, uint32_t b, int64_t e0) {
+FD_HD inline void step_thread(const StepLaunch& launch, const Thread& thread) {
   const StepArgs& a = launch.args;
-  if (b >= a.batch || e0 >= a.numel) return;
-  const int count = features != kDense && a.numel - e0 < E ? static_cast<int>(a.numel - e0) : E;
-  Place p{b, e0, 0, 0, launch.inner, 0, count};
-  if (features != kDense && launch.inner) {
-    p.group = quotient(e0, launch.inner);
-    p.pixel = e0 - p.group * launch.inner;
-  }
+  Place p = place<E, features>(thread, a.numel, launch.inner);
+  if (p.b >= a.batch || p.e0 >= a.numel) return;
   if constexpr (features == kEverything) {
-    for (int64_t token = quotient(e0, launch.token_numel); p.lo < count; ++token, p.lo = p.hi) {
-      const int64_t end = (token + 1) * launch.token_numel - e0;
+    const int count = p.hi;
+    for (int64_t token = quotient(p.e0, launch.token_numel); p.lo < count; ++token, p.lo = p.hi) {
+      const int64_t end = (token + 1) * launch.token_numel - p.e0;
       p.hi = end < count ? static_cast<int>(end) : count;
       apply_row<E, features, kOut>(launch, p, token);
     }

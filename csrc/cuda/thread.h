@@ -161,8 +161,14 @@ FD_HD inline void read8(const void* at, uint32_t* w) {
   const Words2 v = *static_cast<const Words2*>(at);
   w[0] = v.w[0], w[1] = v.w[1];
 }
+// Asked for by name: nvcc takes some stores apart.
 FD_HD inline void write16(void* at, const uint32_t* w) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(at)), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
+               : "memory");
+#else
   *static_cast<Words4*>(at) = Words4{{w[0], w[1], w[2], w[3]}};
+#endif
 }
 FD_HD inline void write8(void* at, const uint32_t* w) { *static_cast<Words2*>(at) = Words2{{w[0], w[1]}}; }
 
@@ -172,13 +178,59 @@ FD_HD inline int64_t quotient(int64_t a, int64_t b) {
   return a / b;
 }
 
-// The elements e0 .. e0 + E - 1 of sample b that one thread owns, of which [lo, hi) are there. pixel and group are
-// e0 % inner and e0 / inner, for the channels-last views, which share one `inner`.
+// Where a thread stands in its launch: sample, first column of its block, its place in the block, columns of a block.
+struct Thread {
+  uint32_t b;
+  int64_t column;
+  uint32_t lane, width;
+};
+
+#if defined(__CUDACC__)
+__device__ inline Thread this_thread() {
+  return {(blockIdx.z * gridDim.y + blockIdx.y) * blockDim.y + threadIdx.y, static_cast<int64_t>(blockIdx.x) * blockDim.x, threadIdx.x,
+          blockDim.x};
+}
+#endif
+
+// The E elements of sample b that one thread owns, of which [lo, hi) are there: e0 .. e0 + E - 1, or, where every access is a
+// vector (kDense), e0 .. e0 + E / 2 - 1 and as many again `apart` from them, so that the vectors of a warp lie side by
+// side. pixel and group are e0 % inner and e0 / inner, for the channels-last views, which share one `inner`.
 struct Place {
   uint32_t b;
   int64_t e0, pixel, group, inner;
   int lo, hi;
+  int64_t apart;
 };
+
+template <int E, Features features>
+FD_HD inline Place place(const Thread& t, int64_t numel, int64_t inner) {
+  Place p{t.b, 0, 0, 0, inner, 0, E, 0};
+  if (features == kDense) {
+    p.e0 = t.column * E + t.lane * (E / 2);
+    p.apart = static_cast<int64_t>(t.width) * (E / 2);
+    return p;
+  }
+  p.e0 = (t.column + t.lane) * E;
+  if (numel - p.e0 < E) p.hi = static_cast<int>(numel - p.e0);
+  if (inner && p.hi > 0) {
+    p.group = quotient(p.e0, inner);
+    p.pixel = p.e0 - p.group * inner;
+  }
+  return p;
+}
+
+// The q-th element of a thread.
+template <int E, Features features>
+FD_HD inline int64_t element(const Place& p, int q) {
+  return features == kDense && q >= E / 2 ? p.e0 + p.apart + (q - E / 2) : p.e0 + q;
+}
+
+// The Philox block of that element, q being a multiple of 4 as all the rest are.
+template <int E, Features features>
+FD_HD inline uint64_t block_of(const Place& p, int q) {
+  const uint64_t first = static_cast<uint64_t>(p.e0) / 4;
+  return features == kDense && q >= E / 2 ? first + static_cast<uint64_t>(p.apart) / 4 + (q - E / 2) / 4 : first + q / 4;
+}
 
 // b * stride, b < 2^32: two instructions where a product of two 64-bit numbers takes four.
 FD_HD inline int64_t times(uint32_t b, int64_t stride) {
@@ -215,7 +267,7 @@ FD_HD inline void load(const View& v, const Place& p, bool aligned, Raw<E>& raw)
     const uint32_t* base = static_cast<const uint32_t*>(v.data) + times(p.b, v.batch_stride);
     if (vector) {
       FD_UNROLL
-      for (int q = 0; q < E; q += 4) read16(base + p.e0 + q, raw.w + q);
+      for (int q = 0; q < E; q += 4) read16(base + element<E, features>(p, q), raw.w + q);
     } else {
       FD_UNROLL
       for (int l = 0; l < E; ++l) raw.w[l] = 0;
@@ -228,7 +280,7 @@ FD_HD inline void load(const View& v, const Place& p, bool aligned, Raw<E>& raw)
         read8(base + p.e0, raw.w);
       } else {
         FD_UNROLL
-        for (int q = 0; q < E; q += 8) read16(base + p.e0 + q, raw.w + q / 2);
+        for (int q = 0; q < E; q += 8) read16(base + element<E, features>(p, q), raw.w + q / 2);
       }
     } else {
       FD_UNROLL
@@ -284,7 +336,7 @@ FD_HD inline void store(const View& v, const Place& p, bool aligned, bool nans, 
     uint32_t* base = static_cast<uint32_t*>(v.data) + times(p.b, v.batch_stride);
     if (vector) {
       FD_UNROLL
-      for (int q = 0; q < E; q += 4) write16(base + p.e0 + q, w + q);
+      for (int q = 0; q < E; q += 4) write16(base + element<E, features>(p, q), w + q);
     } else {
       each_lane<E>(v, p, [&](int l, int64_t at) { base[at] = w[l]; });
     }
@@ -305,7 +357,7 @@ FD_HD inline void store(const View& v, const Place& p, bool aligned, bool nans, 
         write8(base + p.e0, w);
       } else {
         FD_UNROLL
-        for (int q = 0; q < E; q += 8) write16(base + p.e0 + q, w + q / 2);
+        for (int q = 0; q < E; q += 8) write16(base + element<E, features>(p, q), w + q / 2);
       }
     } else {
       each_lane<E>(v, p, [&](int l, int64_t at) { base[at] = static_cast<uint16_t>(w[l / 2] >> 16 * (l % 2)); });
@@ -322,13 +374,13 @@ FD_HD inline void draw_four(uint64_t seed, uint64_t counter, float (&z)[4]) {
   box_muller<Lane>(words, z);
 }
 
-// N(key) at elements e0 .. e0 + E - 1; e0 is a multiple of 4.
-template <int E>
-FD_HD inline void draw(Key key, int64_t e0, float (&z)[E]) {
+// N(key) at the elements of a thread, the first of which is a multiple of 4.
+template <int E, Features features>
+FD_HD inline void draw(Key key, const Place& p, float (&z)[E]) {
   FD_UNROLL
   for (int q = 0; q < E; q += 4) {
     float four[4];
-    draw_four(key.seed, key.offset + static_cast<uint64_t>(e0) / 4 + q / 4, four);
+    draw_four(key.seed, key.offset + block_of<E, features>(p, q), four);
     FD_UNROLL
     for (int l = 0; l < 4; ++l) z[q + l] = four[l];
   }

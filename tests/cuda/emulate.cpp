@@ -9,17 +9,17 @@
 namespace fastdiff {
 namespace {
 
-template <class Thread>
-void each_thread(const Grid& g, const Thread& thread) {
+template <class Body>
+void each_thread(const Grid& g, const Body& thread) {
   for (int64_t z = 0; z < g.z; ++z)
     for (int64_t y = 0; y < g.y; ++y)
       for (int64_t x = 0; x < g.x; ++x)
         for (unsigned ty = 0; ty < g.block_y; ++ty)
           for (unsigned tx = 0; tx < g.block_x; ++tx)
-            thread(static_cast<uint32_t>((z * g.y + y) * g.block_y + ty), x * g.block_x + tx);
+            thread(Thread{static_cast<uint32_t>((z * g.y + y) * g.block_y + ty), x * g.block_x, tx, g.block_x});
 }
 
-using StepThread = void(const StepLaunch&, uint32_t, int64_t);
+using StepThread = void(const StepLaunch&, const Thread&);
 struct ThreadOf {
   template <int E, Features features, int kOut>
   StepThread* run() const {
@@ -27,7 +27,7 @@ struct ThreadOf {
   }
 };
 
-using NormalThread = void(const NormalLaunch&, uint32_t, int64_t);
+using NormalThread = void(const NormalLaunch&, const Thread&);
 struct NormalThreadOf {
   template <int E, Features features>
   NormalThread* run() const {
@@ -35,8 +35,8 @@ struct NormalThreadOf {
   }
 };
 
-template <class Thread>
-int flat(int64_t batch, int64_t numel, int elements, const Thread& thread) {
+template <class Body>
+int flat(int64_t batch, int64_t numel, int elements, const Body& thread) {
   Grid grid;
   if (batch == 0 || numel == 0) return 0;
   if (!plan_grid(batch, numel, elements, grid)) return 1;
@@ -52,7 +52,7 @@ int launch_step(const StepArgs& args, void*) {
   if (!plan.valid) return 1;
   if (plan.elements == 0) return 0;
   StepThread* const thread = choose_kernel(plan, ThreadOf{});
-  each_thread(plan.grid, [&](uint32_t b, int64_t column) { thread(plan.launch, b, column * plan.elements); });
+  each_thread(plan.grid, [&](const Thread& t) { thread(plan.launch, t); });
   return 0;
 }
 
@@ -60,18 +60,18 @@ int launch_normal(const NormalArgs& args, void*) {
   const NormalPlan plan = plan_normal(args);
   if (plan.elements == 0) return 0;
   NormalThread* const thread = choose_kernel(plan, NormalThreadOf{});
-  each_thread(plan.grid, [&](uint32_t b, int64_t column) { thread(plan.launch, b, column * plan.elements); });
+  each_thread(plan.grid, [&](const Thread& t) { thread(plan.launch, t); });
   return 0;
 }
 
 int launch_fold_in(const FoldInArgs& a, void*) {
-  return flat(1, a.count, 1, [&](uint32_t, int64_t c) { fold_in_thread(a, c); });
+  return flat(1, a.count, 1, [&](const Thread& t) { fold_in_thread(a, t.column + t.lane); });
 }
 int launch_run_keys(const RunKeysArgs& a, void*) {
-  return flat(1, a.rows * a.noises * a.batch, 1, [&](uint32_t, int64_t c) { run_keys_thread(a, c); });
+  return flat(1, a.rows * a.noises * a.batch, 1, [&](const Thread& t) { run_keys_thread(a, t.column + t.lane); });
 }
 int launch_raw_words(const RawWordsArgs& a, void*) {
-  return flat(a.batch, a.count, 4, [&](uint32_t b, int64_t c) { raw_words_thread(a, b, c * 4); });
+  return flat(a.batch, a.count, 4, [&](const Thread& t) { raw_words_thread(a, t.b, (t.column + t.lane) * 4); });
 }
 
 }  // namespace fastdiff
@@ -106,7 +106,8 @@ int emulate_plan(const StepArgs* args, int64_t* out) {
 // One thread of a step: for indices that no CPU could loop up to.
 int emulate_step_thread(const StepArgs* args, uint32_t b, int64_t column) {
   const StepPlan p = plan_step(*args);
-  choose_kernel(p, ThreadOf{})(p.launch, b, column * p.elements);
+  const uint32_t lane = static_cast<uint32_t>(column % p.grid.block_x);
+  choose_kernel(p, ThreadOf{})(p.launch, Thread{b, column - lane, lane, p.grid.block_x});
   return p.valid;
 }
 

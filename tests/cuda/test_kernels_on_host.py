@@ -185,11 +185,12 @@ def test_more_samples_than_a_grid_dimension(batch):
 
 @pytest.mark.parametrize("first", [2**31 - 16, 2**31, 2**32 - 16, 2**32, 2**33])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("rest", [5, 16])
+@pytest.mark.parametrize("rest", [5, 256])
 def test_elements_beyond_2_31(first, dtype, rest):
     """The last threads of a sample: the views' addresses are moved back, so that these land in a small buffer."""
     size = 4 if dtype == torch.float32 else 2
-    x, out = torch.randn(64, generator=torch.Generator().manual_seed(1)).to(dtype), torch.zeros(64, dtype=dtype)
+    first -= first % 2048 if rest == 256 else 0  # where a block begins
+    x, out = torch.randn(512, generator=torch.Generator().manual_seed(1)).to(dtype), torch.zeros(512, dtype=dtype)
     a = simple(1, first + rest, dtype, noises=1)
     keys = torch.tensor([5, -3], dtype=torch.int64)
     a.in_[0].data, a.out[0].data, a.keys = x.data_ptr() - first * size, out.data_ptr() - first * size, keys.data_ptr()

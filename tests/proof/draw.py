@@ -11,7 +11,7 @@ from fastdiff import reference
 
 # Samples whose rows can be read 16 bytes at a time, and tokens that begin inside such a row.
 WHOLE = [(8,), (3, 4, 4), (4, 8, 8), (2, 2, 4, 4), (8, 5), (2, 260), (1032,), (5, 7), (3, 15), (4, 1, 7)]
-DENSE = [(16,), (3, 4, 4), (4, 8, 8), (2, 2, 4, 4), (48, 5), (2064,), (8, 257)]  # no part of a thread's elements is missing
+DENSE = [(16,), (4, 8, 8), (2, 2, 4, 4), (128,), (3, 16, 16), (5, 512), (4, 32, 32)]  # threads have all their elements, side by side
 DTYPES = [("float32",), ("float16",), ("bfloat16",), ("float32", "float16", "bfloat16")]
 EDGES = [0, 1, -1, 2**63 - 1, -(2**63), 2**32 - 1, 2**32, 2**31, -(2**32), -2, -3, 0x123456789ABCDEF]
 
