@@ -1,5 +1,6 @@
 """What the proof is run on: cases of every op, the same ones for every backend and target."""
 
+import itertools
 import random
 from unittest import mock
 
@@ -13,6 +14,7 @@ from fastdiff import reference
 WHOLE = [(8,), (3, 4, 4), (4, 8, 8), (2, 2, 4, 4), (8, 5), (2, 260), (1032,), (5, 7), (3, 15), (4, 1, 7)]
 DENSE = [(16,), (4, 8, 8), (2, 2, 4, 4), (128,), (3, 16, 16), (5, 512), (4, 32, 32)]  # threads have all their elements, side by side
 DTYPES = [("float32",), ("float16",), ("bfloat16",), ("float32", "float16", "bfloat16")]
+HALF_AND_WHOLE = [torch.float16, torch.bfloat16, torch.float32]
 EDGES = [0, 1, -1, 2**63 - 1, -(2**63), 2**32 - 1, 2**32, 2**31, -(2**32), -2, -3, 0x123456789ABCDEF]
 
 
@@ -45,22 +47,30 @@ def _placed(values, order, gap, offset=1):
     return out.copy_(values)
 
 
-def plain_case(i):
+def dense_case(i):
+    """``plain_case`` with one output, for threads that have all their elements, some of 16 bits."""
+    return plain_case(i, dense=True)
+
+
+def plain_case(i, dense=False):
     """(case, inputs that must not be read). A float32 case without bank, mask or tokens, made to tell lanes apart: few elements,
     gaps around every sample, channels-last samples of few pixels; by turns a NaN in one element, products that are NaN beyond the
     last one, inputs that must not be read."""
     if i % 50 == 49:
-        return _noise_case(i)
+        return _noise_case(i, dense)
     rng, data = random.Random(i), np.random.default_rng(i)
-    kind, last = (0, 1, 1, 2, 1, 3, 1, 2)[i % 8], i // 32 % 2
-    vectors = [(n,) for n in (1, 2, 3, 5, 6, 7, 9, 10, 11)]
+    kind, last = (0, 1, 1, 2, 1, 3, 1, 2)[i % 8], 0 if dense else i // 32 % 2
+    vectors = [(n,) for n in ((16, 16, 32, 64) if dense else (1, 2, 3, 5, 6, 7, 9, 10, 11))]
     shape = rng.choice([(5, 3, 1), (4, 5, 1), (3, 7, 1), (2, 3, 1), (5, 2, 1), (3, 1, 1)] if last else vectors)
-    B, N, O, J, n = rng.randint(1, 3), 3, (1, 2, 3, 3)[i // 8 % 4], 1, int(np.prod(shape))
+    B, N, O, J, n = rng.randint(1, 3), 3, 1 if dense else (1, 2, 3, 3)[i // 8 % 4], 1, int(np.prod(shape))
+    dtypes = itertools.chain([torch.float16, torch.bfloat16][i // 8 % 2 :][:1], (rng.choice(HALF_AND_WHOLE) for _ in range(9)))
     order = list(range(len(shape)))
     aligned = rng.random() < 0.3
 
     def tensor(lead=B):
         values = torch.from_numpy(data.standard_normal((lead, *shape)).astype(np.float32))
+        if dense:
+            return _placed(values.to(next(dtypes)), order, 16, 16)
         there = order[1:] + order[:1] if last and rng.random() < 0.7 else order
         return _placed(values, there, -n % 4 + 4 if aligned else rng.randint(1, 4), 4 if aligned else 1)
 
@@ -106,12 +116,15 @@ def plain_case(i):
     return case, [inputs[k] for k in unread if k < K]
 
 
-def _noise_case(i):
+def _noise_case(i, dense=False):
     """Thousands of normals as they are: what a wrong last bit of a constant changes, it changes in few of them."""
-    layout, n, B = reference.Layout(1, 2, 0, 2), 8196, 2
+    O = 1 if dense else 2
+    layout, n, B = reference.Layout(1, O, 0, 2), 8192 if dense else 8196, 2
     coef = np.zeros((1, layout.width), np.float32)
-    coef[0, layout.y(0) + 2] = coef[0, layout.y(1) + 3] = 1
-    case = cases.Case([torch.zeros(B, n)], [torch.zeros(B, n) for _ in range(2)], None, torch.from_numpy(coef),
+    for j in range(O):
+        coef[0, layout.y(j) + 2 + j] = 1
+    unused = torch.zeros(B, n, dtype=torch.float16 if dense else torch.float32)
+    case = cases.Case([unused], [torch.zeros(B, n) for _ in range(O)], None, torch.from_numpy(coef),
                       torch.tensor([[-1, 0, 0, 0]], dtype=torch.int32), None, 0, keys(i, 2 * B).reshape(1, 2, B, 2),
                       note=f"noise {i}", status=torch.tensor([2**31 - 1, 0], dtype=torch.int32))
     return case, []

@@ -2,7 +2,7 @@
 cases run until one differs from the reference, stops at an error, or does not end.
 
     PYTHONPATH=tests python -m proof.mutate              writes tests/proof/mutation.json
-    PYTHONPATH=tests python -m proof.mutate --backends cuda --sample 200 --seed 1
+    PYTHONPATH=tests python -m proof.mutate --subjects cuda --sample 200 --seed 1
 
 Rounding modifiers are caught by the lint, which takes no other than .rn.
 """
@@ -102,9 +102,10 @@ class LargeTrial(Trial):
         return None
 
 
-# By backend: the kernel that is changed (None: the one that the cases launch), its cases, and large samples for its 64-bit
-# indices.
+# By subject, which begins with the backend: the kernel that is changed (None: the one that the cases launch), its cases, and
+# large samples for its 64-bit indices.
 SUBJECTS = {"cuda": ("step<4, plain, 3>", draw.plain_case, range(448), ("plain",)),
+            "cuda dense": ("step<16, dense, 1>", draw.dense_case, range(240), ()),
             "triton": (None, draw.alike_case, range(200), ())}
 
 
@@ -119,8 +120,9 @@ def folded(i, make):
 
 
 def trials(name, arch=90, count=None):
-    """Every trial of a backend's kernel, or the first ``count``."""
+    """Every trial of a subject, or the first ``count``."""
     wanted, make, numbers, large_kinds = SUBJECTS[name]
+    name = name.split()[0]
     found = []
     for i in numbers:
         trial = folded(i, functools.partial(Trial, *make(i), name, arch))
@@ -185,11 +187,11 @@ def reason(name, before, mutant, reached):
     if mutant.index not in reached:
         return "no launch comes by: a test is made twice, and the first has dealt with this outcome"
     text = f"{before} -> {mutant.text}"
-    return next((why for which, pattern, why in REASONS if which in ("", name) and re.search(pattern, text)), "")
+    return next((why for which, pattern, why in REASONS if which in ("", name.split()[0]) and re.search(pattern, text)), "")
 
 
 def survey(name, arch=90, sample=None, seed=0, count=None):
-    """Plants the mutants of a backend's kernel, or a sample of them: what was caught, and every survivor with its reason."""
+    """Plants the mutants of a subject's kernel, or a sample of them: what was caught, and every survivor with its reason."""
     began = time.perf_counter()
     hunt = Hunt(trials(name, arch, count))
     every = mutants.of_kernel(hunt.kernel)
@@ -212,18 +214,18 @@ def survey(name, arch=90, sample=None, seed=0, count=None):
 
 
 def keep(path, found):
-    """Writes results by backend, and leaves those of other backends as they are."""
+    """Writes results by subject, and leaves those of other subjects as they are."""
     kept = {r["backend"]: r for r in (*(json.loads(path.read_text()) if path.exists() else []), *found)}
     path.write_text(json.dumps(list(kept.values()), indent=1) + "\n")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backends", nargs="+", default=list(SUBJECTS), choices=list(SUBJECTS))
+    parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS), choices=list(SUBJECTS))
     parser.add_argument("--sample", type=int, help="so many mutants, drawn; the result is printed and not kept")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    found = [survey(name, sample=given.sample, seed=given.seed) for name in given.backends]
+    found = [survey(name, sample=given.sample, seed=given.seed) for name in given.subjects]
     if given.sample is None:
         keep(RESULT, found)
     for r in found:

@@ -8,7 +8,7 @@ import pytest
 from proof import mutants, mutate, parameters
 
 
-@pytest.mark.parametrize("name, cases", [("cuda", 128), ("triton", 24)])
+@pytest.mark.parametrize("name, cases", [("cuda", 128), ("cuda dense", 64), ("triton", 24)])
 def test_instructions(name, cases):
     """Of 40 mutants, few survive the first cases."""
     found = mutate.survey(name, sample=40, seed=3, count=cases)
@@ -20,7 +20,7 @@ def test_parameters():
     assert found["caught"] >= 0.9 * found["changes"] > 20, found
 
 
-@pytest.mark.parametrize("name", ["cuda", "triton"])
+@pytest.mark.parametrize("name", list(mutate.SUBJECTS))
 def test_every_kind_of_mutant_is_planted(name):
     kernel = mutate.trials(name, count=1)[0].kernel
     every = mutants.of_kernel(kernel)

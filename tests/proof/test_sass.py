@@ -40,7 +40,7 @@ $again:
 	setp.eq.u32 %p3, %r5, 0;
 	@%p3 bra $done;
 	mul.wide.u32 %rd2, %r3, %r3;
-	st.global.u64 [%rd1+8], %rd2;
+	red.global.max.u64 [%rd1+8], %rd2;
 $done:
 	ret;
 }

@@ -4,6 +4,7 @@ from collections import defaultdict
 
 import numpy as np
 
+from .hazards import Races, Written, loser, rising
 from .memory import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, UNSIGNED, Dense, Fault
 from .warp import ACCUMULATE, Warp
 
@@ -29,12 +30,23 @@ class Batch:
         self.origins = {}  # register: the one it was made from that was never written
         self.windows = {"shared": self._window(kernel.shared_bytes + shared, len(self.blocks)),
                         "local": self._window(kernel.local_bytes, self.total)}
+        self.written = {space: Written(place.size) for space, (_, _, place) in self.windows.items()}
+        size, stride, _ = self.windows["shared"]
+        races = size and self.warps_a_block > 1
+        self.races = Races(kernel, len(self.blocks), self.warps_a_block, stride) if races else None
         self.globals = memory.module(kernel.module)
 
     @staticmethod
     def _window(size, slots):
         stride = -(-size // 64) * 64
         return size, stride, Dense(np.zeros(stride * slots, np.uint8), 0, "")
+
+    def thread(self, lane):
+        """What a thread is called, for people."""
+        block, thread = divmod(int(lane), self.threads)
+        number = int(self.blocks[block])
+        thread, number = ((n % x, n // x % y, n // (x * y)) for n, (x, y, _) in ((thread, self.block), (number, self.grid)))
+        return f"thread {thread} of block {number}"
 
     def addresses_of(self, name):
         layout = self.kernel.layout[0]
@@ -225,7 +237,24 @@ class Group(Warp):
         if space in ("global", "const"):
             return self.batch.memory.load(self.batch.sites[at], addresses, size, count)
         place, physical = self._place(space, addresses, which, size * count)
+        if space != "param":
+            self.batch.written[space].load(space, addresses, physical, size, count)
+            self._race("ld", at, space, physical, which, size * count)
         return place.gather(physical, size, count)
+
+    def _race(self, what, at, space, physical, which, width):
+        races = self.batch.races
+        if space == "shared" and races is not None:
+            races.access(what, at, physical, self.warps if which is None else self.warps[which], width)
+
+    def _agreed(self, space, addresses, physical, values, kept, whom):
+        """Raises Fault if memory kept another value than one that a thread stored: another thread's."""
+        lane = loser(values, kept)
+        if lane is not None:
+            winner = int(np.flatnonzero(physical == physical[lane])[-1])
+            winner = winner if whom is None else whom[winner]
+            other = self.batch.thread(self.lanes[winner])
+            raise Fault(f"{space} address {int(addresses[lane]):#x} is given another value by {other} in the same instruction", lane)
 
     def _log(self, what, space, width, addresses, which):
         warps = self.warps if which is None else self.warps[which]
@@ -239,6 +268,7 @@ class Group(Warp):
                 return np.zeros(count, UNSIGNED[size]) if count > 1 else UNSIGNED[size](0)
             if addresses.ndim:
                 addresses = addresses[which]
+        whom = which
         try:
             parts = self._route(space, addresses, which, size * count)
             if parts[0][2] is None:
@@ -246,13 +276,14 @@ class Group(Warp):
                 rows = self._fetch(at, space, parts[0][1], which, size, count)
                 self._log("ld", space, size * count, parts[0][1], which)
             else:
-                whom = np.arange(self.n) if which is None else which
-                rows = np.empty((len(whom), count) if count > 1 else len(whom), UNSIGNED[size])
+                n = self.n if which is None else len(which)
+                rows = np.empty((n, count) if count > 1 else n, UNSIGNED[size])
                 for name, there, positions in parts:
-                    rows[positions] = self._fetch((at, name), name, there, whom[positions], size, count)
-                    self._log("ld", name, size * count, there, whom[positions])
+                    whom = positions if which is None else which[positions]
+                    rows[positions] = self._fetch(at, name, there, whom, size, count)
+                    self._log("ld", name, size * count, there, whom)
         except Fault as fault:
-            fault.lane = fault.lane if which is None else int(which[fault.lane])
+            fault.lane = fault.lane if whom is None else int(whom[fault.lane])
             raise
         if which is not None:
             full = np.zeros((self.n, count) if count > 1 else self.n, UNSIGNED[size])
@@ -275,8 +306,9 @@ class Group(Warp):
                 rows[:, k] = v
         else:
             rows = values[0]
-        if addresses.ndim == 0 and rows.ndim:  # all threads write one place: one of them wins
+        if addresses.ndim == 0 and rows.ndim:  # all threads write one place
             addresses = np.broadcast_to(addresses, n)
+        whom = which
         try:
             for name, there, positions in self._route(space, addresses, which, size * count):
                 whom = which if positions is None else positions if which is None else which[positions]
@@ -284,13 +316,20 @@ class Group(Warp):
                 if name in ("param", "const"):
                     raise Fault(f"a store to the state space {name}")
                 if name == "global":
-                    self.batch.memory.store(self.batch.sites[at], there, part, size, count)
+                    site = self.batch.sites[at]
+                    self.batch.memory.store(site, there, part, size, count)
+                    if part.ndim and not rising(there):
+                        self._agreed(name, there, there, part, self.batch.memory.load(site, there, size, count), whom)
                 else:
                     place, physical = self._place(name, there, whom, size * count)
                     place.scatter(physical, part, size, count)
+                    self.batch.written[name].store(physical, size, count)
+                    if part.ndim and not rising(physical):
+                        self._agreed(name, there, physical, part, place.gather(physical, size, count), whom)
+                    self._race("st", at, name, physical, whom, size * count)
                 self._log("st", name, size * count, there, whom)
         except Fault as fault:
-            fault.lane = fault.lane if which is None else int(which[fault.lane])
+            fault.lane = fault.lane if whom is None else int(whom[fault.lane])
             raise
 
     def atomic(self, at, space, addresses, kind, values, size, guard):
@@ -302,7 +341,7 @@ class Group(Warp):
             return dtype.type(0)
         pick = (lambda v: np.broadcast_to(v, self.n)) if which is None else (lambda v: np.broadcast_to(v, self.n)[which])
         addresses, values = pick(addresses), [pick(v) for v in values]
-        old = np.empty(n, dtype)
+        old, whom = np.empty(n, dtype), which
         try:
             for name, there, positions in self._route(space, addresses, which, size):
                 if name not in ("global", "shared"):
@@ -314,12 +353,14 @@ class Group(Warp):
                     place, physical = None, there
                 else:
                     place, physical = self._place(name, there, whom, size)
+                    self.batch.written[name].load(name, there, physical, size, 1)
+                    self._race("atom", at, name, physical, whom, size)
                 for address in np.unique(physical):
                     seats = mine[physical == address]
                     self._atomic_at(at, place, address, kind, [v[seats] for v in values], size, old, seats)
                 self._log("atom", name, size, there, whom)
         except Fault as fault:
-            fault.lane = fault.lane if which is None else int(which[fault.lane])
+            fault.lane = fault.lane if whom is None else int(whom[fault.lane])
             raise
         if which is not None:
             full = np.zeros(self.n, dtype)

@@ -20,7 +20,8 @@ def run(kernel, grid, block, params, memory, shared=0, blocks=None, steps=STEPS)
 
     grid, block: (x, y, z), (x, y) or x; params: the parameter bytes; shared: bytes of dynamic shared
     memory; blocks: linear numbers or (x, y, z) of the blocks to run, None for all; steps: the limit of instructions of
-    a group of threads. Raises ``PtxError`` with line, thread and block for what is not defined.
+    a group of threads. Raises ``PtxError`` with line, thread and block for what is not defined
+    (the package lists what is noticed).
     """
     grid, block = ((*map(int, np.atleast_1d(shape)), 1, 1)[:3] for shape in (grid, block))
     threads = block[0] * block[1] * block[2]
@@ -288,6 +289,8 @@ class _Run:
                 continue
             self._same_place(entries, done)
             b.counts.bump("barriers", int(np.count_nonzero(done)))
+            if b.races is not None:
+                b.races.barrier(self._held(entries, done))
             self.waiting = [w for w in self.waiting if w[1] != barrier]
             for g, *rest in entries:
                 go = done[g.lanes // b.threads]
@@ -295,6 +298,12 @@ class _Run:
                     self.groups.append(g if go.all() else self._part(g, np.flatnonzero(go), g.chunk))
                 if not go.all():
                     self.waiting.append((self._part(g, np.flatnonzero(~go), g.chunk), *rest))
+
+    def _held(self, entries, done):
+        """The warps that a barrier holds in the blocks where it is done: of one for all threads, all."""
+        if entries[0][2] is None:
+            return np.flatnonzero(np.repeat(done, self.batch.warps_a_block))
+        return np.unique(np.concatenate([g.warps[done[g.lanes // self.batch.threads]] for g, *_ in entries]))
 
     def _same_place(self, entries, done):
         """The threads of a warp must wait at one instruction where the barrier is an aligned one."""
@@ -331,8 +340,4 @@ class _Run:
 
     def _fail(self, i, message, g, lane):
         b = self.batch
-        block, thread = divmod(int(g.lanes[lane]), b.threads)
-        number = int(b.blocks[block])
-        thread = (thread % b.block[0], thread // b.block[0] % b.block[1], thread // (b.block[0] * b.block[1]))
-        number = (number % b.grid[0], number // b.grid[0] % b.grid[1], number // (b.grid[0] * b.grid[1]))
-        raise PtxError(f"{b.kernel.name}, line {i.line}: {i.text}\n  thread {thread} of block {number}: {message}") from None
+        raise PtxError(f"{b.kernel.name}, line {i.line}: {i.text}\n  {b.thread(g.lanes[lane])}: {message}") from None

@@ -72,7 +72,7 @@ def test_indexed_branches():
 
 
 def test_values_flow_through_shared_memory():
-    """Each thread reads its neighbour's number, ten times over; a missing barrier changes nothing in the order of PCs, a wrong one does."""
+    """Each thread reads its neighbour's number, ten times over."""
     body = ("mov.u32 %r6, %r1; mov.u32 %r7, 0; shl.b32 %r8, %r1, 2; add.u32 %r9, %r8, 4; rem.u32 %r9, %r9, 384; mov.u32 %r20, s; add.u32 %r8, %r8, %r20;"
             "add.u32 %r9, %r9, %r20; L: st.shared.u32 [%r8], %r6; bar.sync 0; ld.shared.u32 %r6, [%r9]; barrier.sync.aligned 1;"
             "add.u32 %r7, %r7, 1; setp.lt.u32 %p1, %r7, 10; @%p1 bra L; st.global.u32 [%rd2], %r6; ret;")
