@@ -20,6 +20,8 @@ class Refused(Exception):
 @app.command()
 def doctor() -> None:
     """Which backends there are, why each is or is not used, and what it runs on."""
+    from importlib import metadata
+
     import numpy
     import torch
     from rich.console import Console
@@ -35,10 +37,12 @@ def doctor() -> None:
     console.print(table)
 
     facts = Table("", "", show_header=False, title="machine")
-    triton = importlib.util.find_spec("triton")
     facts.add_row("fastdiff", fastdiff.__version__)
     facts.add_row("torch", torch.__version__)
-    facts.add_row("triton", __import__("triton").__version__ if triton else "not installed")
+    try:
+        facts.add_row("triton", metadata.version("triton"))  # without importing it: this has to run where it is broken
+    except metadata.PackageNotFoundError:
+        facts.add_row("triton", "not installed")
     facts.add_row("numpy", numpy.__version__)
     facts.add_row("python", platform.python_version())
     facts.add_row("processor", f"{platform.machine()}, {os.cpu_count()} cores")
@@ -180,7 +184,10 @@ def _options(pairs: list[str]) -> dict:
 def main() -> None:
     """Entry point: mistakes of the caller end in one line and exit code 2, Ctrl-C in 130."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)  # the code of an interruption is returned, not raised
+        code = app(standalone_mode=False) or 0
+        if code == 130:  # typer returns the code of an interruption
+            raise KeyboardInterrupt
+        sys.exit(code)
     except typer.Exit as ended:
         sys.exit(ended.exit_code)
     except (Refused, ValueError, TypeError, FloatingPointError) as error:

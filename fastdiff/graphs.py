@@ -28,7 +28,7 @@ def as_outputs(outputs) -> tuple:
 
 def check_device(device: torch.device | str) -> None:
     """Raises ``ValueError`` where a run on this device cannot be captured."""
-    device = torch.device(device)
+    device = ops.checked_device(device)
     if device.type != "cuda":
         raise ValueError(f"a CUDA graph was asked for on {device}: a CUDA device is taken")
     if ops.chosen(device) == "reference":

@@ -16,11 +16,13 @@ import torch
 
 from .noise import unknown
 
-__all__ = ["BACKENDS", "Choice", "backends", "chosen", "instruction_set", "no_gpu"]
+__all__ = ["BACKENDS", "Choice", "backends", "checked_device", "chosen", "instruction_set", "no_gpu"]
 
 BACKENDS = {"cpu": ("cpp", "triton", "reference"), "cuda": ("cuda", "triton", "reference")}
-# Why the first of them comes first, where another could serve. tests/packaging/test_default.py holds it against the measurement.
-DEFAULT = {"cuda": "the default: a call from Python costs less than a tenth of triton's (benchmarks/results/launch_cost.json)"}
+# Why the first of them comes first, where another could serve. tests/packaging/test_default.py and
+# tests/proof/test_budgets.py hold it against the measurements.
+DEFAULT = {"cuda": "the default: a call from Python costs less than a tenth of triton's (benchmarks/results/launch_cost.json), and dense "
+           "16-bit samples take fewer instructions; masks, vectors and ragged samples take more (tests/budgets.json)"}
 _LIBRARIES = {"cpp": "fastdiff._C", "cuda": "fastdiff._C_cuda"}
 _PYTHON_OPS = ("step_", "normal_", "fold_in", "run_keys", "raw_words")  # the rest of the schemas is about the C++ code
 _log = logging.getLogger("fastdiff")
@@ -171,12 +173,25 @@ def backends() -> list[Choice]:
 
 
 def chosen(device: str | torch.device) -> str:
-    """The backend that answers for tensors of a device."""
+    """The backend that answers for tensors of a device. Raises ``ValueError`` where none does."""
     kind = torch.device(device).type
     for choice in _choices:
         if choice.device == kind and choice.used:
             return choice.backend
-    raise RuntimeError(f"device is {kind}: {', '.join(BACKENDS)} is taken")
+    raise ValueError(f"device is {device}: {no_gpu() if kind in BACKENDS else ', '.join(BACKENDS) + ' is taken'}")
+
+
+def checked_device(device: str | torch.device) -> torch.device:
+    """The device, if a tensor can be made there. Raises ``ValueError`` with the reason where none can."""
+    try:
+        device = torch.device(device)
+        if device.type not in (*BACKENDS, "meta"):
+            raise ValueError(f"device is {device}: {', '.join(BACKENDS)} is taken")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        absent = no_gpu() if getattr(device, "type", None) == "cuda" else None
+        raise ValueError(f"device is {device}: {absent or (str(error).splitlines() or [''])[0]}") from None
+    return device
 
 
 def no_gpu() -> str | None:

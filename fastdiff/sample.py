@@ -9,6 +9,7 @@ import torch
 from .checks import FLOATS
 from .graphs import as_outputs, check_device
 from .noise import as_seeds, checked_shape
+from .ops import checked_device
 from .plan import Plan
 from .stepper import Stepper, check_pairs, check_plan
 
@@ -54,7 +55,7 @@ def sample(
     plan: from ``fd.plan``; shape: (B, ...); seeds: B of them, or one int s for s, s + 1, ..., s + B - 1.
     batch_size: always call the model with exactly this many samples, the last batch padded: since a network's last bits
     depend on its batch size, this makes a sample's bits independent of how many others are drawn. None: all at once.
-    device: where to run, by default where the model's parameters are. dtype: of the model's input.
+    device: where to run, by default where the model's parameters are; one that is not there is refused. dtype: of the model's input.
     init: (B, ...), where the plan starts from an image. known, mask: inpainting. progress: show a bar; None: if there is
     a terminal. callback: called after each model call with ``Progress``.
     cuda_graph: capture model and step in a CUDA graph and replay it, for every batch the same one; on a GPU only. The
@@ -82,6 +83,7 @@ def sample(
     if device is None:
         parameter = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
         device = "cpu" if parameter is None else parameter.device
+    device = checked_device(device)
     if callback is not None:
         plan = plan.with_denoised()
     per_sample = {"init": init, "known": known, "mask": mask}

@@ -11,6 +11,7 @@ from .checks import FLOATS, INTEGERS, sample_layout
 from .files import written
 from .graphs import Captured
 from .noise import as_seeds, checked_shape
+from .ops import checked_device
 from .plan import Plan
 from .reference.step import NEVER
 
@@ -43,7 +44,7 @@ class Stepper:
         self.seeds = as_seeds(seeds, shape[0])
         self.plan = plan = plan.with_model_dtype(dtype)
         check_pairs(plan, shape, init=init, known=known, mask=mask, bank=bank, bank_index=bank_index, bank_weight=bank_weight)
-        device = torch.device(device)
+        device = checked_device(device)
 
         def empty(name):
             return torch.empty(shape, dtype=dtype if name == "in" else torch.float32, device=device)
@@ -80,10 +81,13 @@ class Stepper:
         """The run from its start again, for other seeds, in the same tensors: what was captured stays good.
 
         seeds: B of them; init: (B, ...), where the plan starts from an image. known and mask stay the tensors that the
-        run was made with: write into them for another image.
+        run was made with: write into them for another image. Raises ``RuntimeError`` outside of ``torch.inference_mode()``
+        for a run that was made in it: torch lets nobody write into its tensors there.
         """
         seeds = as_seeds(seeds, len(self._x))
         _check_init(self.plan, tuple(self._shape), init)
+        if self._x.is_inference() and not torch.is_inference_mode_enabled():
+            raise RuntimeError("the run was made in torch.inference_mode(): it can be restarted in it only")
         self.seeds = seeds
         if self._keys is not None:
             self._keys.copy_(torch.ops.fastdiff.run_keys(seeds.to(self._x.device), *self._addresses))
@@ -128,9 +132,13 @@ class Stepper:
         """The model's time argument at rows on the device, for a call of ``step`` with the same ``row``.
 
         row: (), (B,) or (B, T) int32 or int64. Returns (B,), or (B, T) for tokens, float32. A row outside of the table
-        is clamped: ``step`` reports it.
+        is clamped: ``step`` reports it. Raises ``ValueError`` or ``TypeError`` for another shape or dtype.
         """
         _check_row(row)
+        batch, *sample = self._shape
+        if tuple(row.shape) not in ((), (batch,), (batch, sample[0])):
+            raise ValueError(f"row has shape {tuple(row.shape)}, the run has {tuple(self._shape)}: (), (B,) = ({batch},) or "
+                             f"(B, T) = ({batch}, {sample[0]}) is taken")
         return self._time_at(row.clamp(0, len(self._calls) - 1))
 
     def _time_at(self, row):
@@ -163,6 +171,8 @@ class Stepper:
                 raise TypeError(f"the model returned {type(value).__name__}: a tensor is taken")
             if value.shape != self._shape:
                 raise ValueError(f"the model returned shape {tuple(value.shape)}: {tuple(self._shape)} is taken")
+            if value.layout != torch.strided:
+                raise TypeError(f"the model returned a tensor of layout {value.layout}: torch.strided is taken")
             if value.dtype not in FLOATS:
                 raise TypeError(f"the model returned {value.dtype}: torch.float32, torch.float16 or torch.bfloat16 is taken")
             if not value.is_contiguous() and (value.stride(0) == 0 or sample_layout(value) is None):
@@ -323,14 +333,25 @@ def _check_row(row) -> None:
         raise ValueError(f"row is {row.dtype}: int32 or int64 is taken")
 
 
+def _check_tensor(name, value) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} is {type(value).__name__}: a tensor is taken")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} has layout {value.layout}: torch.strided is taken")
+
+
 def check_plan(plan) -> None:
     if not isinstance(plan, Plan):
         raise TypeError(f"plan is {type(plan).__name__}: what fd.plan(...) returns is taken")
 
 
 def _check_init(plan, shape, init) -> None:
-    if init is not None and not isinstance(init, torch.Tensor):
-        raise TypeError(f"init is {type(init).__name__}: a tensor is taken")
+    if init is not None:
+        _check_tensor("init", init)
+        if init.is_complex() or init.dtype == torch.bool:
+            raise TypeError(f"init is {init.dtype}: real numbers are taken")
+        if init.device.type == "meta":
+            raise ValueError("init is on meta: a tensor with values is taken")
     if plan.reads_start and init is None:
         raise ValueError(f"the plan ({plan.name!r}) starts from an image: init of shape {shape} is taken, None was given")
     if init is not None and not plan.reads_start:
@@ -343,8 +364,8 @@ def check_pairs(plan, shape, *, init=None, known=None, mask=None, bank=None, ban
     """What the plan needs and what was given."""
     given = {"init": init, "known": known, "mask": mask, "bank": bank, "bank_index": bank_index, "bank_weight": bank_weight}
     for name, value in given.items():
-        if value is not None and not isinstance(value, torch.Tensor):
-            raise TypeError(f"{name} is {type(value).__name__}: a tensor is taken")
+        if value is not None:
+            _check_tensor(name, value)
     _check_init(plan, shape, init)
     if known is not None and tuple(known.shape) != shape:
         raise ValueError(f"known has shape {tuple(known.shape)}: {shape} is taken")

@@ -1,5 +1,6 @@
 """The command line, as a person calls it."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -8,7 +9,9 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+
+from fastdiff.files import written
 
 MODEL = """
 def load():
@@ -89,9 +92,69 @@ def test_ctrl_c_ends_with_130_and_no_file(folder):
     run.send_signal(signal.SIGINT)
     _, said = run.communicate(timeout=60)
     assert run.returncode == 130, said
-    assert "Traceback" not in said
+    assert "Traceback" not in said and said.endswith("\nfastdiff: stopped\n")
     assert (folder / "x.safetensors").read_text() == "what was there before"
     assert not list(folder.glob("*.tmp"))
+
+
+def test_ctrl_c_during_selftest(folder):
+    """Interrupted while interpreted Triton runs in a process of its own, which a terminal interrupts too."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+    (folder / "triton").mkdir()
+    (folder / "triton" / "__init__.py").write_text("import pathlib, time\npathlib.Path('started').touch()\ntime.sleep(60)\n")
+    command = [sys.executable, "-m", "fastdiff", "selftest", "--backend", "triton-interpreted", "--json", "report.json"]
+    run = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                           env={**os.environ, "PYTHONPATH": str(folder)})
+    deadline = time.monotonic() + 60
+    while not (folder / "started").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(run.pid, signal.SIGINT)
+    said = run.communicate(timeout=60)
+    assert run.returncode == 130 and said == ("", "\nfastdiff: stopped\n"), said
+    assert not (folder / "report.json").exists() and not list(folder.glob("*.tmp"))
+
+
+@pytest.fixture
+def broken_triton(folder):
+    """The environment of somebody whose triton cannot be imported."""
+    (folder / "triton").mkdir()
+    (folder / "triton" / "__init__.py").write_text("raise OSError('libtriton.so is torn')\n")
+    return {**os.environ, "PYTHONPATH": str(folder)}
+
+
+@pytest.mark.parametrize("arguments, code, said", [
+    (["doctor"], 0, "bit by bit"),
+    (["selftest", "--backend", "triton-interpreted"], 1,
+     "not run  triton-interpreted on cpu: triton does not load: OSError: libtriton.so is torn"),
+])
+def test_a_triton_that_does_not_load(broken_triton, folder, arguments, code, said):
+    command = [sys.executable, "-m", "fastdiff", *arguments]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=broken_triton)
+    assert ran.returncode == code and said in ran.stdout, ran.stdout + ran.stderr
+    assert "DIFFERS" not in ran.stdout and "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_written_files_are_as_any_new_file_and_leave_others_alone(folder, umask):
+    (folder / "x.json.tmp").write_text("the user's own")
+    before = os.umask(umask)
+    try:
+        with written(folder / "x.json") as first, written(folder / "x.json") as second:
+            assert first != second and first.parent == second.parent == folder
+            first.write_text("first")
+            second.write_text("second")
+        with written(folder / "x.safetensors") as temporary:
+            save_file({"x": torch.zeros(2)}, temporary)
+    finally:
+        os.umask(before)
+    assert (folder / "x.json").read_text() == "first"  # the last one to end
+    assert {(folder / name).stat().st_mode & 0o777 for name in ("x.json", "x.safetensors")} == {0o666 & ~umask}
+    with pytest.raises(KeyboardInterrupt), written(folder / "x.json") as third:
+        third.write_text("third")
+        raise KeyboardInterrupt
+    assert sorted(p.name for p in folder.iterdir()) == ["model.py", "x.json", "x.json.tmp", "x.safetensors"]
+    assert (folder / "x.json").read_text() == "first" and (folder / "x.json.tmp").read_text() == "the user's own"
 
 
 @pytest.mark.parametrize("option", ["--out", "--png"])

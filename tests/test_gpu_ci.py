@@ -43,18 +43,26 @@ def check_make(arguments):
 
 def check_pytest(arguments):
     configuration = (ROOT / "pyproject.toml").read_text()
-    with_value = {"-m", "-k", "--junitxml"}
+    with_value = {"-m", "--junitxml"}
     words = iter(arguments)
     for word in words:
         if word in with_value:
             value = next(words)
             assert word != "-m" or re.search(rf'^    "{value}: ', configuration, re.M), f"no marker {value}"
+        elif word.startswith("$"):
+            assert any(word.removeprefix("$") in step.get("env", {}) for _, step in STEPS), f"{word} is not set"
         else:
             assert word == "-rs" or (ROOT / word).exists(), f"{word} is not there"
 
 
 def check_pip(arguments):
-    assert arguments == ["install", "fastdiff", "pytest"]
+    """fastdiff comes from the folder that its source is checked out to: by name it would be somebody else's package."""
+    install, *what = arguments
+    assert install == "install" and "." in what, "the reader's project is installed too"
+    folders = {step["with"]["path"] for job, step in STEPS if "FASTDIFF_REPOSITORY" in str(step.get("with", {}).get("repository"))
+               and "path" in step["with"]}
+    local = {word.removeprefix("./") for word in what if word.startswith("./")}
+    assert local and local <= folders and set(what) - {f"./{f}" for f in folders} == {".", "pytest"}, f"pip {arguments}"
 
 
 CHECKS = {"fastdiff": check_fastdiff, "make": check_make, "pytest": check_pytest, "pip": check_pip,
@@ -67,10 +75,12 @@ def test_every_command_exists(job, line):
     CHECKS[program.removeprefix(".venv/bin/")](arguments)
 
 
-@pytest.mark.parametrize("line", ["fastdiff selftes", "fastdiff selftest --jsn x", "make golde", "pytest -m gpus", "pytest tets"])
+@pytest.mark.parametrize("line", ["fastdiff selftes", "fastdiff selftest --jsn x", "make golde", "pytest -m gpus", "pytest tets",
+                                  "pytest $TETS", "pip install fastdiff . pytest", "pip install ./fastdiff-sauce . pytest",
+                                  "pip install ./fastdiff-source fastdiff . pytest"])
 def test_a_command_that_does_not_exist_is_found(line):
     program, *arguments = line.split()
-    with pytest.raises(Exception, match="selftes|jsn|golde|gpus|tets"):
+    with pytest.raises(Exception, match="selftes|jsn|golde|gpus|tets|TETS|pip"):
         CHECKS[program](arguments)
 
 
@@ -78,6 +88,15 @@ def test_selftest_the_gpu_tests_and_the_benchmark_are_run():
     source = [line for job, line in COMMANDS if job == "source"]
     for wanted in ("fastdiff selftest", "pytest -m gpu", "make bench"):
         assert any(wanted in line for line in source), wanted
+
+
+def test_the_readers_tests_are_run_from_a_path_of_theirs():
+    (line,) = [line for job, line in COMMANDS if job == "installed" and "pytest" in line and "pip" not in line]
+    assert line.endswith('"$FASTDIFF_TESTS"') and "-k" not in line
+    (given,) = [step["env"]["FASTDIFF_TESTS"] for job, step in STEPS if "FASTDIFF_TESTS" in step.get("env", {})]
+    assert given == "${{ vars.FASTDIFF_TESTS || 'tests' }}"
+    for variable in re.findall(r"vars\.(\w+)", WORKFLOW.read_text()):
+        assert f"`{variable}`" in PAGE.read_text()
 
 
 def test_what_is_uploaded_was_written():

@@ -324,6 +324,10 @@ def test_a_start_that_does_not_fit_is_refused():
         (from_image, {"seeds": 0}, ValueError, "starts from an image"),
         (from_image, {"seeds": 0, "init": image[1:]}, ValueError, r"init has shape \(5, 3, 5, 5\)"),
         (from_image, {"seeds": 0, "init": 3}, TypeError, "init is int"),
+        (from_image, {"seeds": 0, "init": image.to(torch.complex64)}, TypeError, "init is torch.complex64: real numbers"),
+        (from_image, {"seeds": 0, "init": image.bool()}, TypeError, "init is torch.bool: real numbers"),
+        (from_image, {"seeds": 0, "init": image.to_sparse()}, TypeError, "init has layout torch.sparse_coo"),
+        (from_image, {"seeds": 0, "init": image.to("meta")}, ValueError, "init is on meta"),
     ):
         with pytest.raises(error, match=said):
             run.restart(**given)
@@ -342,9 +346,44 @@ def test_times_of_rows_on_the_device():
     assert run.time_at(torch.tensor([-5, 99])).tolist() == times[[0, -1]].tolist()
     assert torch.equal(run.time_at(torch.tensor(run.row)), run.time)
     for row, error, said in ((2, TypeError, "row is 2"), (torch.tensor(2.0), ValueError, "float32"),
-                             (torch.tensor(True), ValueError, "torch.bool: int32 or int64 is taken")):
+                             (torch.tensor(True), ValueError, "torch.bool: int32 or int64 is taken"),
+                             *((torch.zeros(shape, dtype=torch.int64), ValueError, r"row has shape .*\(B, T\) = \(2, 3\) is")
+                               for shape in ((1,), (3,), (2, 1), (2, 4), (2, 3, 1)))):
         with pytest.raises(error, match=said):
             run.time_at(row)
+
+
+def test_a_sparse_model_output_is_refused():
+    with pytest.raises(TypeError, match="the model returned a tensor of layout torch.sparse_coo"):
+        fd.sample(lambda x, t: x.to_sparse(), make("euler"), SHAPE, seeds=0)
+
+
+def test_a_run_of_inference_mode_stays_there():
+    with torch.inference_mode():
+        run = fd.Stepper(make("euler"), SHAPE, seeds=0)
+    with pytest.raises(RuntimeError, match="inference_mode"):
+        run.restart(1)
+    with torch.inference_mode():
+        run.restart(1)
+        result = run_to_the_end(run)
+    assert torch.equal(result, fd.sample(gaussian, make("euler"), SHAPE, seeds=1))
+
+
+@pytest.mark.parametrize("device, said", [
+    ("cuda", None), ("mps", "device is mps: cpu, cuda is taken"), ("cudaa", "device is cudaa: ")])
+def test_a_device_that_is_not_there_is_refused_before_the_model_is_called(device, said):
+    if said is None:
+        if torch.cuda.is_available():
+            pytest.skip("there is a GPU")
+        said = f"device is cuda: {fd.ops.no_gpu()}"
+    calls = []
+    for made in (lambda: fd.sample(lambda x, t: calls.append(1), make("euler"), SHAPE, seeds=0, device=device),
+                 lambda: fd.sample(lambda x, t: calls.append(1), make("euler"), SHAPE, seeds=0, device=device, cuda_graph=True),
+                 lambda: fd.Stepper(make("euler"), SHAPE, seeds=0, device=device)):
+        with pytest.raises(ValueError) as error:
+            made()
+        assert str(error.value).startswith(said)
+    assert not calls
 
 
 def test_the_result_of_one_batch_is_the_callers():

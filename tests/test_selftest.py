@@ -104,7 +104,7 @@ def test_a_wrong_backend_is_named_with_case_and_element(wrong_backend):
     with pytest.raises(AssertionError) as error:
         testing.assert_backends_agree("cpu", backends=["reference"], cases=["normal_/float32 (2, 4, 16, 16)", "fold_in/"])
     said = str(error.value)
-    assert said.startswith("1 of 4 golden cases differ:\nreference on cpu, case 'normal_/float32 (2, 4, 16, 16) contiguous': ")
+    assert said.startswith("1 of 4 results are not the stored ones:\nreference on cpu, case 'normal_/float32 (2, 4, 16, 16) contiguous': ")
     assert "out[0, 0, 2, 5] is " in said
     assert "1 of 2048 elements differ" in said
 
@@ -128,6 +128,15 @@ def test_the_command_ends_with_1_then(wrong_backend, monkeypatch, capsys, tmp_pa
     (["--device", "mps"], "device 'mps' is not known"),
     (["--device", "nothing at all"], "--device is 'nothing at all'"),
     (["--golden", "nowhere"], "--golden is nowhere"),
+    (["--golden", "empty"], "ops.json cannot be read: No such file"),
+    (["--golden", ""], "ops.json cannot be read"),
+    (["--golden", "list"], "has format that of a list: 1 is taken"),
+    (["--golden", "hollow"], "has no content"),
+    (["--golden", "undigested"], "'step_/in place' is not a digest"),
+    (["--golden", "unplanned"], "is not whole"),
+    (["--backend", "cuda", "--device", "cpu"], "on cpu: backend 'cuda' is not known"),
+    (["--device", "cpu:3"], "device is cpu:3: cpu:0 is taken"),
+    (["--json", "/proc/report.json"], "no file can be made in /proc"),
     (["--json", "nowhere/report.json"], "nowhere is not a folder"),
     (["--json", "pipe"], "not a plain file"),
     (["--golden", "old"], "another version"),
@@ -141,6 +150,13 @@ def test_mistakes_are_one_line(tmp_path, arguments, said, monkeypatch, capsys):
     del content["content"]["step_/in place"]
     (tmp_path / "old" / "ops.json").write_text(json.dumps(content))
     (tmp_path / "torn" / "plans.json").write_text("{")
+    (tmp_path / "empty").mkdir()
+    given = {"list": "[]", "hollow": '{"format": 1}', "undigested": '{"format": 1, "content": {"step_/in place": {"given": "0"}}}'}
+    for name, text in given.items():
+        shutil.copytree(folder(), tmp_path / name)
+        (tmp_path / name / "ops.json").write_text(text)
+    shutil.copytree(folder(), tmp_path / "unplanned")
+    (tmp_path / "unplanned" / "plans.json").write_text('{"format": 1, "content": {"a plan": []}}')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["fastdiff", "selftest", *arguments])
     with pytest.raises(SystemExit) as ended:
@@ -161,17 +177,44 @@ def test_nothing_run_is_no_success():
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="did you mean 'cpp'"):
         testing.assert_backends_agree("cpu", backends=["cp"])
-    with pytest.raises(ValueError, match="case 'stepp/' is not known"):
-        testing.run("cpu", cases=["stepp/"])
+    with pytest.raises(ValueError, match="case 'stepp/' is not known.*the nearest are 'step_/"):
+        testing.run("cpu", cases=["fold_in/", "stepp/"])
+
+
+@pytest.mark.parametrize("device, given, error, said", [
+    ("cpu", {"cases": "step_/"}, TypeError, "cases is 'step_/': a list of beginnings"),
+    ("cpu", {"backends": "cpp"}, TypeError, "backends is 'cpp': a list of names"),
+    ("cpu", {"cases": [3]}, TypeError, "cases holds 3"),
+    ("cpu", {"cases": []}, ValueError, "cases is empty"),
+    ("cpu", {"backends": []}, ValueError, "backends is empty"),
+    ("cpu", {"backends": ["cuda"]}, ValueError, "on cpu: backend 'cuda' is not known"),
+    ("cuda", {"backends": ["cuda", "cpp"]}, ValueError, "on cuda: backend 'cpp' is not known"),
+    ("cpuu", {}, ValueError, "device 'cpuu' is not known: did you mean 'cpu'"),
+    ("cpu:3", {}, ValueError, "cpu:0 is taken"),
+    ("cpu", {"time_limit": "10"}, TypeError, "time_limit is '10': a positive number"),
+    ("cpu", {"time_limit": True}, TypeError, "time_limit is True"),
+    ("cpu", {"time_limit": 0}, ValueError, "time_limit is 0: a positive number"),
+    ("cpu", {"time_limit": float("nan")}, ValueError, "time_limit is nan"),
+    ("cpu", {"time_limit": float("inf")}, ValueError, "time_limit is inf"),
+])
+def test_arguments_are_refused_before_anything_runs(device, given, error, said, monkeypatch):
+    monkeypatch.setattr(backends, "_here", lambda backend: pytest.fail("something was run"))
+    with pytest.raises(error, match=said):
+        testing.assert_backends_agree(device, **given)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-def test_a_process_that_hangs_or_dies_is_a_failure(monkeypatch):
-    with pytest.raises(AssertionError, match="triton-interpreted on cpu, case 'all': did not end within 0.01 seconds"):
+def test_a_process_that_hangs_or_dies_is_a_failure(monkeypatch, capsys):
+    said = "^1 backend did not come to an end:\ntriton-interpreted on cpu: did not end within 0.01 seconds"
+    with pytest.raises(AssertionError, match=said):
         testing.assert_backends_agree("cpu", backends=["triton-interpreted"], cases=["fold_in/"], time_limit=0.01)
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with pytest.raises(AssertionError, match="its process ended with code 1: no message"):
         testing.assert_backends_agree("cpu", backends=["triton-interpreted"], cases=["fold_in/"])
+    assert not run_selftest("cpu", "triton-interpreted")
+    printed = capsys.readouterr().out
+    assert "FAILED   triton-interpreted on cpu: its process ended with code 1" in printed and "DIFFERS" not in printed
+    assert "1 backend did not come to an end" in printed
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -268,7 +311,7 @@ def test_the_cpu(fastdiff_golden):
     assert len(report.results) == 7
 
 def test_a_name(fastdiff_golden):
-    fastdiff_golden("cpu", backends=["tritn"])
+    fastdiff_golden("cuda", backends=["cuda", "tritn"])  # refused, not skipped, where there is no GPU
 """)
     assert ran.returncode == 1 and "1 failed, 1 passed" in ran.stdout, ran.stdout
     assert "did you mean" in ran.stdout

@@ -32,8 +32,9 @@ def assert_backends_agree(
     time_limit: seconds for a backend that runs in a process of its own, which interpreted Triton does.
 
     Returns the ``Report``: what ran, and what did not, with its reason. Raises ``AssertionError`` naming backend, case and the
-    first element that differs from the reference; ``RuntimeError`` where nothing could be run, since a test of nothing must
-    not pass; ``ValueError`` for a name that is not known.
+    first element that differs from the reference, or what became of a backend's process that did not end well;
+    ``RuntimeError`` where nothing could be run, since a test of nothing must not pass; ``ValueError`` or ``TypeError`` for an
+    argument that is not taken, and for a beginning that no case has.
 
     >>> report = assert_backends_agree("cpu", backends=["reference"], cases=["fold_in/"])
     >>> len(report.results)
@@ -45,5 +46,5 @@ def assert_backends_agree(
     if report.failures:
         shown = "\n".join(map(str, report.failures[:10]))
         more = f"\nand {len(report.failures) - 10} more" * (len(report.failures) > 10)
-        raise AssertionError(f"{len(report.failures)} of {len(report.results)} golden cases differ:\n{shown}{more}")
+        raise AssertionError(f"{report.summary}:\n{shown}{more}")
     return report

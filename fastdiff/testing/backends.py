@@ -20,20 +20,20 @@ from pathlib import Path
 import torch
 
 from .. import ops as choices
-from ..noise import unknown
+from .call import NAMES, TIME_LIMIT, check_call, kind_of
 from .digests import Golden, difference, digest, golden, run_case
 from .inputs import moved
 from .timing import Timing, measure
 
 __all__ = ["Backend", "NotRun", "Report", "Result", "available", "run"]
 
-NAMES = {"cpu": ("cpp", "triton-interpreted", "reference"), "cuda": ("cuda", "triton")}
-TIME_LIMIT = 600.0
-
 
 @dataclass(frozen=True)
 class Result:
-    """One case on one backend. message: "" where the digest is the stored one, else what is different."""
+    """One case on one backend. message: "" where the digest is the stored one, else what is different.
+
+    A backend whose process did not end well has one result, without an op: case is "all", message says what became of it.
+    """
 
     device: str
     backend: str
@@ -47,8 +47,14 @@ class Result:
     def ok(self) -> bool:
         return not self.message
 
+    @property
+    def ended(self) -> bool:
+        """Was the case run to its end, and not all of them cut off?"""
+        return bool(self.op)
+
     def __str__(self) -> str:
-        return f"{self.backend} on {self.device}, case {self.case!r}: {self.message or 'agrees'}"
+        case = f", case {self.case!r}" if self.ended else ""
+        return f"{self.backend} on {self.device}{case}: {self.message or 'agrees'}"
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,14 @@ class Report:
         """Did anything run, and did all that ran meet its digest?"""
         return bool(self.results) and not self.failures
 
+    @property
+    def summary(self) -> str:
+        """How much failed, in a line; "" if nothing did."""
+        cut_off = sum(not r.ended for r in self.results)
+        wrong, several = len(self.failures) - cut_off, "s" * (cut_off > 1)
+        said = [f"{wrong} of {len(self.results) - cut_off} results are not the stored ones"] if wrong else []
+        return ", ".join(said + [f"{cut_off} backend{several} did not come to an end"] * bool(cut_off))
+
     def extend(self, other: "Report") -> None:
         self.results += other.results
         self.not_run += other.not_run
@@ -104,16 +118,12 @@ class Backend:
 
 
 def available(device: str | torch.device | None = None) -> list[Backend]:
-    """The backends that golden cases can be run on, for a device or for all kinds, each with its reason."""
-    kinds = NAMES if device is None else (_kind(device),)
+    """The backends that golden cases can be run on, for a device or for all kinds, each with its reason.
+
+    Raises ``ValueError`` for a device that is neither.
+    """
+    kinds = NAMES if device is None else (kind_of(device),)
     return [Backend(kind, name, *_usable(kind, name)) for kind in kinds for name in NAMES[kind]]
-
-
-def _kind(device) -> str:
-    kind = torch.device(device).type
-    if kind not in NAMES:
-        raise ValueError(unknown("device", kind, NAMES))
-    return kind
 
 
 def _usable(kind: str, name: str) -> tuple[bool, str]:
@@ -135,10 +145,20 @@ def _here(backend: Backend):
     if backend.name == "reference":
         return importlib.import_module("fastdiff._reference_ops")
     if any(c.used for c in choices.backends() if (c.device, c.backend) == (backend.device, backend.registered)):
+        if backend.registered == "triton":
+            importlib.import_module("fastdiff.kernels")  # the op would do so when it is first called
         return torch.ops.fastdiff
     if backend.name == "triton" and torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         return importlib.import_module("fastdiff.kernels")
     return None
+
+
+def _loaded(backend: Backend) -> tuple[object | None, str]:
+    """``_here``, and why not, where what it imports raises: a Triton that is half installed can raise anything."""
+    try:
+        return _here(backend), ""
+    except Exception as error:
+        return None, f"{backend.registered} does not load: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def run(
@@ -159,16 +179,10 @@ def run(
     a process of its own. timed: on a GPU, also measure the kernels of a backend that agrees. on_case(backend, done, total) is
     called as cases end.
 
-    Raises ``ValueError`` for a name that is not known, before anything runs.
+    Raises ``ValueError`` or ``TypeError`` for an argument that is not taken, such as a backend of another device or a
+    beginning that no case has, before anything runs.
     """
-    stored = golden(None if golden_folder is None else Path(golden_folder))
-    every = [name for names in NAMES.values() for name in names]
-    for name in backends or ():
-        if name not in every:
-            raise ValueError(unknown("backend", name, every))
-    chosen = [c for c in stored.cases if cases is None or c.name.startswith(tuple(cases))]
-    if not chosen:
-        raise ValueError(unknown("case", ", ".join(cases), [c.name for c in stored.cases][:5]) + ", ...")
+    stored, chosen = check_call(device, backends=backends, cases=cases, golden_folder=golden_folder, time_limit=time_limit)
     report = Report()
     for backend in available(device):
         if backends is not None and backend.name not in backends:
@@ -181,8 +195,10 @@ def run(
             report.not_run.append(NotRun(backend.device, backend.name, "too slow there", slow))
         where = str(device) if device is not None else backend.device
         todo = [c for c in chosen if backend.name not in c.slow]
-        implementation = _here(backend)
-        if implementation is None:
+        implementation, broken = _loaded(backend)
+        if broken:
+            report.not_run.append(NotRun(where, backend.name, broken))
+        elif implementation is None:
             report.extend(_elsewhere(backend, where, stored, todo, time_limit, timed, on_case))
         else:
             report.extend(_all(backend, where, implementation, stored, todo, timed, on_case))
@@ -273,9 +289,9 @@ def answer_task(task: Path, answer: Path) -> None:
     stored, names = golden(Path(asked["golden"])), set(asked["cases"])
     kind = torch.device(asked["device"]).type
     backend = Backend(kind, asked["backend"], True, "")
-    implementation, report, reason = _here(backend), Report(), ""
+    (implementation, reason), report = _loaded(backend), Report()
     if implementation is None:
-        reason = next(c.reason for c in choices.backends() if (c.device, c.backend) == (kind, backend.registered))
+        reason = reason or next(c.reason for c in choices.backends() if (c.device, c.backend) == (kind, backend.registered))
     else:
         cases = [c for c in stored.cases if c.name in names]
         report = _all(backend, asked["device"], implementation, stored, cases, asked["timed"], None)

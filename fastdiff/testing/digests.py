@@ -35,8 +35,11 @@ class Golden:
     def __init__(self, where: Path | None = None):
         self.folder = Path(where) if where is not None else folder()
         read = {name: _read(self.folder / f"{name}.json") for name in ("ops", "samplers", "plans")}
-        self.plans = {name: Plan.from_json(json.dumps(table)) for name, table in read["plans"].items()}
+        self.plans = {name: _plan(self.folder, name, table) for name, table in read["plans"].items()}
         self.digests: dict[str, dict] = read["ops"] | read["samplers"]
+        for name, entry in self.digests.items():
+            if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("given", "digest")):
+                raise ValueError(f"{self.folder}: {name!r} is not a digest: 'given' and 'digest' in hexadecimal are taken")
         self.cases: list[Case] = [*op_cases(), *sampler_cases(self.plans)]
         names = {case.name for case in self.cases}
         if names != set(self.digests):
@@ -54,11 +57,23 @@ def golden(where: Path | None = None) -> Golden:
 def _read(path: Path) -> dict:
     try:
         content = json.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
-    if content.get("format") != FORMAT:
-        raise ValueError(f"{path} has format {content.get('format')!r}: {FORMAT} is taken")
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        given = repr(content.get("format")) if isinstance(content, dict) else f"that of a {type(content).__name__}"
+        raise ValueError(f"{path} has format {given}: {FORMAT} is taken")
+    if not isinstance(content.get("content"), dict):
+        raise ValueError(f"{path} has no content: what `make golden` writes is taken")
     return content["content"]
+
+
+def _plan(where: Path, name: str, table) -> Plan:
+    try:
+        return Plan.from_json(json.dumps(table))
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise ValueError(f"{where}: the plan {name!r} is not whole: {error}") from None
 
 
 def _bytes(tensor) -> bytes:

@@ -21,6 +21,14 @@ def test_the_default_costs_what_is_said_of_it():
         assert call["us"][second] > 10 * call["us"][first] > 0, call
 
 
+def test_a_device_without_a_backend_is_refused_with_the_reason():
+    with pytest.raises(ValueError, match="device is mps: cpu, cuda is taken"):
+        ops.chosen("mps")
+    if not any(c.usable for c in ops.backends() if c.device == "cuda"):
+        with pytest.raises(ValueError, match="device is cuda: this torch has no CUDA"):
+            ops.chosen("cuda")
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_one_backend_is_used_and_it_can_be(device):
     several = [c for c in ops.backends() if c.device == device]

@@ -105,7 +105,7 @@ class LargeTrial(Trial):
 # By subject, which begins with the backend: the kernel that is changed (None: the one that the cases launch), its cases, and
 # large samples for its 64-bit indices.
 SUBJECTS = {"cuda": ("step<4, plain, 3>", draw.plain_case, range(448), ("plain",)),
-            "cuda dense": ("step<16, dense, 1>", draw.dense_case, range(240), ()),
+            "cuda dense": ("step<16, dense, 1>", draw.dense_case, range(720), ()),
             "triton": (None, draw.alike_case, range(200), ())}
 
 
@@ -170,6 +170,7 @@ REASONS = [
     ("triton", r"^and\.b32 \S+, \S+, 2147483647 -> or", "whether noise without weight is drawn: it is added to nothing"),
     ("cuda", r"^(and\.b32 \S+, \S+, 2147483647 -> or|setp\.gt\.u32 \S+, \S+, 2139095040 -> setp\.gt\.u32)",
      "the last lane of a thread in which a NaN was met: where it is there, all are, and the answer is known"),
+    ("cuda", r"^xor\.b32 \S+, \S+, \S+ -> or\.b32|^mov\.b64 \{low, ", "half of a product with 0, in the first round of Philox"),
     ("cuda", r"^setp\.le\.s64 .* -> setp\.lt\.s64 ", "a thread whose first element is the one behind the last owns none"),
     ("cuda", r"^mov\.[ub](32|64) \S+, (0|%\w+) -> ", "the value of a lane beyond the last element, or of a division that is not needed"),
     ("cuda", r"^(ld\.param\.u32 .*\+960\]|min\.s64 .*, 4|setp\.ne\.s32 .*, 4|and\.b32 \S+, \S+, (4096|8192|16384)|shl\.b32|add\.s32|"
