@@ -21,7 +21,7 @@ __all__ = ["BACKENDS", "Choice", "backends", "checked_device", "chosen", "instru
 BACKENDS = {"cpu": ("cpp", "triton", "reference"), "cuda": ("cuda", "triton", "reference")}
 # Why the first of them comes first, where another could serve. tests/packaging/test_default.py and
 # tests/proof/test_budgets.py hold it against the measurements.
-DEFAULT = {"cuda": "the default: a call from Python costs less than a tenth of triton's (benchmarks/results/launch_cost.json), and dense "
+DEFAULT = {"cuda": "the default: a call from Python costs less than an eighth of triton's (benchmarks/results/launch_cost.json), and dense "
            "16-bit samples take fewer instructions; masks, vectors and ragged samples take more (tests/budgets.json)"}
 _LIBRARIES = {"cpp": "fastdiff._C", "cuda": "fastdiff._C_cuda"}
 _PYTHON_OPS = ("step_", "normal_", "fold_in", "run_keys", "raw_words")  # the rest of the schemas is about the C++ code
