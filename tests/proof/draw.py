@@ -62,7 +62,7 @@ def plain_case(i, dense=False):
     kind, last = (0, 1, 1, 2, 1, 3, 1, 2)[i % 8], 0 if dense else i // 32 % 2
     vectors = [(n,) for n in ((16, 16, 32, 64) if dense else (1, 2, 3, 5, 6, 7, 9, 10, 11))]
     shape = rng.choice([(5, 3, 1), (4, 5, 1), (3, 7, 1), (2, 3, 1), (5, 2, 1), (3, 1, 1)] if last else vectors)
-    B, N, O, J, n = rng.randint(1, 3), 3, 1 if dense else (1, 2, 3, 3)[i // 8 % 4], 1, int(np.prod(shape))
+    B, N, O, J, n = rng.randint(1, 3), 3, 1 if dense else (1, 2, 3, 3)[i // 8 % 4], 1 + (dense and i % 3 == 0), int(np.prod(shape))
     dtypes = itertools.chain([torch.float16, torch.bfloat16][i // 8 % 2 :][:1], (rng.choice(HALF_AND_WHOLE) for _ in range(9)))
     order = list(range(len(shape)))
     aligned = rng.random() < 0.3
