@@ -20,6 +20,7 @@ NAME = "cuda"
 @functools.cache
 def _ops():
     """(the ops of the CUDA library, what their runtime has recorded)"""
+    cuda_build.compiled()  # where that cannot be, nothing is defined
     library = torch.library.Library("fastdiff_cuda_recorded", "DEF")
     for schema in resources.files("fastdiff").joinpath("ops.schema").read_text().splitlines():
         if schema.strip():
