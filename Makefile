@@ -34,7 +34,7 @@ budgets: $(VENV)/.built
 gpu-proof: $(VENV)/.built
 	PYTHONPATH=tests $(BIN)/python -m proof.table
 
-# Is every instruction of the step kernels looked at by some case?
+# Is every instruction of three step kernels looked at by some case?
 mutation: $(VENV)/.built
 	PYTHONPATH=tests $(BIN)/python -m proof.mutate
 
