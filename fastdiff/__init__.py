@@ -7,6 +7,7 @@
 """
 
 from . import noise, ops, reference, schedules
+from .action import Actions
 from .differentiable import step
 from .noise import STREAMS, fold_in, randn
 from .plan import Plan, Row, plan
@@ -16,5 +17,5 @@ from .schedules import SCHEDULES
 
 __version__ = "0.1.0"
 
-__all__ = ["SAMPLERS", "SCHEDULES", "STREAMS", "Plan", "Progress", "Row", "Stepper", "fold_in", "noise", "ops", "plan",
+__all__ = ["SAMPLERS", "SCHEDULES", "STREAMS", "Actions", "Plan", "Progress", "Row", "Stepper", "fold_in", "noise", "ops", "plan",
            "randn", "reference", "sample", "schedules", "step"]

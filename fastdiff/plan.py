@@ -22,7 +22,7 @@ from .schedules import schedule as named_schedule
 
 __all__ = ["LIMITS", "Plan", "Row", "plan"]
 
-FORMAT = 1
+FORMAT = 2
 FINITE_START = 9999.0
 """Where samplers with a midpoint in ln sigma start, in place of pure noise: t = 0.9999 of a flow, as ComfyUI."""
 _COLUMNS = {
@@ -33,10 +33,12 @@ _COLUMNS = {
     "sigmas": np.float64,
     "sigmas_next": np.float64,
     "times": np.float64,
+    "input_scales": np.float64,
+    "base_scales": np.float64,
     "calls_model": np.bool_,
     "steps": np.int64,
 }
-_EXACT = ("sigmas", "sigmas_next", "times")
+_EXACT = ("sigmas", "sigmas_next", "times", "input_scales", "base_scales")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -45,14 +47,15 @@ class Plan:
     first, with the buffer `model_input` and the time `times[r]`.
 
     inputs: names of the input slots: "x" the base, "out" the model's output, "uncond" its second output under guidance,
-    "in" the model input read back (float32 models), "carry" the evaluation point kept in float32; ring: how many ring
+    further names the tensors that steering hands over with them (`with_input`), "in" the model input read back (float32 models), "carry" the evaluation point kept in float32; ring: how many ring
     slots follow them. outputs: names of the y_i: "x" the next base (float32), "in" the next model input in the model's
     dtype (where there is none, the base is the model input), "carry" (float32). A name that is in both is one buffer,
     updated in place. bank: steering columns.
 
     coef (N, width) float64 and meta (N, 4) int32 are laid out as `reference.Layout`; streams, draws (N, J) int64 are
     the addresses of the noise terms; sigmas (N,) are the levels sigma_t/alpha_t of the points that the rows read,
-    sigmas_next (N,) of the bases that they write; steps (N,) is the sampler's step that a row is part of, -1 before the
+    sigmas_next (N,) of the bases that they write, which are base_scales (N,) times x0 + sigma n; the model is called with
+    input_scales (N,) times x0 + sigma n; steps (N,) is the sampler's step that a row is part of, -1 before the
     first. info says how the plan was made, for people.
     """
 
@@ -68,6 +71,8 @@ class Plan:
     sigmas: np.ndarray
     sigmas_next: np.ndarray
     times: np.ndarray
+    input_scales: np.ndarray
+    base_scales: np.ndarray
     calls_model: np.ndarray
     steps: np.ndarray
     info: Mapping = field(default_factory=dict)
@@ -117,6 +122,12 @@ class Plan:
         return bool((self.meta[:, 1] & ~CLIP).any())
 
     @property
+    def d_weight(self) -> np.ndarray:
+        """(N,) float64: the weight of d in the base that a row writes, both as x0 + sigma n. To move that base by u is to
+        move d by u / d_weight."""
+        return self.coef[:, self.layout.y(0) + len(self.slots)] / self.base_scales
+
+    @property
     def evaluations(self) -> int:
         """Model calls of one run."""
         return int(self.calls_model.sum())
@@ -159,23 +170,26 @@ class Plan:
         where = np.array([columns_of_noise(row, J) for row in rows], dtype=np.int64).reshape(len(rows), 2, J)
         for r, row in enumerate(rows):
             pack(row, f"row {r}", layout, slots, bank, coef[r], meta[r])
-        per_row = [[getattr(row, f) for row in rows] for f in ("sigma", "sigma_next", "time", "calls_model", "step")]
+        names = ("sigma", "sigma_next", "time", "input_scale", "base_scale", "calls_model", "step")
+        per_row = [[getattr(row, name) for row in rows] for name in names]
         return cls(name, inputs, outputs, ring, bank, coef, meta, where[:, 0], where[:, 1], *per_row, dict(info or {}))
 
     @property
     def rows(self) -> list[Row]:
         """The table, readable: `Plan.from_rows` of these rows gives this plan again."""
-        per_row = zip(self.sigmas, self.sigmas_next, self.times, self.calls_model, self.steps)
+        per_row = zip(self.sigmas, self.sigmas_next, self.times, self.input_scales, self.base_scales, self.calls_model, self.steps)
         return [
             Row(
                 **unpack(*table, self.layout, self.slots, self.bank),
                 sigma=float(s),
                 sigma_next=float(s_next),
                 time=float(t),
+                input_scale=float(c_in),
+                base_scale=float(a),
                 calls_model=bool(c),
                 step=int(i),
             )
-            for *table, (s, s_next, t, c, i) in zip(self.coef, self.meta, self.streams, self.draws, per_row)
+            for *table, (s, s_next, t, c_in, a, c, i) in zip(self.coef, self.meta, self.streams, self.draws, per_row)
         ]
 
     def _with_rows(self, rows, **changes) -> "Plan":
@@ -225,6 +239,18 @@ class Plan:
             for row, w in zip(self.rows, self._each_row(scale, "the guidance scale", ()))
         ]
         return self._with_rows(rows, inputs=(*self.inputs, "uncond"))
+
+    def with_input(self, name: str, d) -> "Plan":
+        """One more tensor for every call of the model, handed to ``Stepper.step`` after the others: d += weight * tensor.
+
+        name: of the slot; d: (N,) its weight by row, or a function of sigma. Where it is 0 the tensor is not read.
+        """
+        taken = (*self.slots, *self.outputs, "d")
+        if name in taken or name.startswith(("ring", "bank")) or not name.isidentifier():
+            raise ValueError(f"an input named {name!r}; it takes an identifier other than ring..., bank... and {', '.join(taken)}")
+        weights = self._each_row(d, f"the weight of {name}", ()) * self.calls_model
+        rows = [replace(row, d={**row.d, name: float(w)} if w else row.d) for row, w in zip(self.rows, weights)]
+        return self._with_rows(rows, inputs=(*self.inputs, name))
 
     def with_bank(self, g=None, h=None) -> "Plan":
         """Steering columns: V_m enters d with weight g[row, m] and output i with weight h[row, i, m].

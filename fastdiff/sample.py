@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from .action import Action, Actions
 from .checks import FLOATS
-from .graphs import as_outputs, check_device
+from .graphs import check_device
 from .noise import as_seeds, checked_shape
 from .ops import checked_device
 from .plan import Plan
@@ -43,6 +44,7 @@ def sample(
     init: torch.Tensor | None = None,
     known: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
+    steering: Sequence[Action] = (),
     progress: bool | None = None,
     callback: Callable[[Progress], None] | None = None,
     cuda_graph: bool = False,
@@ -56,8 +58,9 @@ def sample(
     batch_size: always call the model with exactly this many samples, the last batch padded: since a network's last bits
     depend on its batch size, this makes a sample's bits independent of how many others are drawn. None: all at once.
     device: where to run, by default where the model's parameters are; one that is not there is refused. dtype: of the model's input.
-    init: (B, ...), where the plan starts from an image. known, mask: inpainting. progress: show a bar; None: if there is
-    a terminal. callback: called after each model call with ``Progress``.
+    init: (B, ...), where the plan starts from an image. known, mask: inpainting. steering: what acts on the run
+    beside the model, in this order: ``fd.steering`` and ``fd.guidance`` make such actions.
+    progress: show a bar; None: if there is a terminal. callback: called after each model call with ``Progress``.
     cuda_graph: capture model and step in a CUDA graph and replay it, for every batch the same one; on a GPU only. The
     callback is called between replays. See ``docs/graphs.md`` for what can be captured.
 
@@ -90,6 +93,8 @@ def sample(
     check_pairs(plan.with_model_dtype(dtype) if dtype in FLOATS else plan, shape, **per_sample)
     if cuda_graph:
         check_device(device)
+        if steering:
+            raise ValueError("cuda_graph=True was given with steering, which decides on the host what a row needs: one of them is taken")
     size = total if batch_size is None else batch_size
     show = sys.stderr.isatty() if progress is None else progress
 
@@ -103,12 +108,15 @@ def sample(
 
     batches = -(-total // size) if total else 0
     results = run = rounds = None
-    with torch.no_grad(), tqdm(total=batches * plan.evaluations, disable=not show, unit="call", leave=False) as bar:
+    with (torch.no_grad(), Actions(steering, plan, shape, model, size=size, device=device, dtype=dtype) as actions,
+          tqdm(total=batches * actions.plan.evaluations, disable=not show, unit="call", leave=False) as bar):
+        plan = actions.plan
         for start in range(0, total, max(size, 1)):
             index = torch.arange(start, start + size, device="cpu").clamp(max=total - 1)  # padded with the last sample
+            actions.select(index)
             if run is None:
                 held = {name: part(name, index) for name in per_sample}
-                run = Stepper(plan, (size, *shape[1:]), seeds[index], device=device, dtype=dtype, **held)
+                run = Stepper(plan, (size, *shape[1:]), seeds[index], device=device, dtype=dtype, **held, **actions.bank)
                 rounds = run.capture(model) if cuda_graph else None
             else:
                 for name in ("known", "mask"):
@@ -118,7 +126,7 @@ def sample(
             while not run.done:
                 step, sigma = int(plan.steps[run.row]), run.sigma
                 if rounds is None:
-                    run.step(*as_outputs(model(run.model_input, run.time)))
+                    run.step(*actions.outputs(run))
                 else:
                     rounds.replay()
                 if callback is not None:

@@ -198,6 +198,8 @@ def assemble(
                 sigma=point.sigma,
                 sigma_next=stage.sigma_next,
                 time=time(point.sigma) if called else 0.0,
+                input_scale=scales[k] * a_eval,
+                base_scale=alpha(stage.sigma_next),
                 calls_model=called,
                 step=stage.step,
             )

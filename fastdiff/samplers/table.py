@@ -28,6 +28,8 @@ class Row:
     sigma: float = 0.0  # noise level sigma_t / alpha_t of the evaluation point that this row reads
     sigma_next: float = 0.0  # noise level of the base that it writes
     time: float = 0.0  # the model's time argument at the call before this row
+    input_scale: float = 1.0  # c: the model is called with c (x0 + sigma n)
+    base_scale: float = 1.0  # alpha of the base that it writes
     calls_model: bool = True  # whether the model is called before this row
     step: int = -1  # the sampler's step that it is part of; -1 before the first
 
@@ -133,7 +135,7 @@ def validate(plan) -> None:
         "meta": (N, 4),
         "streams": (N, plan.noises),
         "draws": (N, plan.noises),
-        **dict.fromkeys(("sigmas", "sigmas_next", "times", "calls_model", "steps"), (N,)),
+        **dict.fromkeys(("sigmas", "sigmas_next", "times", "input_scales", "base_scales", "calls_model", "steps"), (N,)),
     }
     for name, shape in expected.items():
         if getattr(plan, name).shape != shape:
@@ -145,7 +147,7 @@ def validate(plan) -> None:
     if len(bad):
         r, c = bad[0]
         raise ValueError(f"row {r}, column {c} holds the coefficient {plan.coef[r, c]}; it takes finite float32")
-    for name in ("sigmas", "sigmas_next", "times"):
+    for name in ("sigmas", "sigmas_next", "times", "input_scales", "base_scales"):
         values = getattr(plan, name)
         wrong = ~np.isfinite(values) | ((values < 0) & (name != "times"))
         if wrong.any():
@@ -158,7 +160,7 @@ def validate(plan) -> None:
 
 
 def _validate_order(plan) -> None:
-    """What a row reads must have been written, by the caller (x, out, uncond) or by a row before it."""
+    """What a row reads must have been written, by the caller (x, the model's outputs) or by a row before it."""
     K, written = len(plan.inputs), set()
     made_here = {k for k, name in enumerate(plan.inputs) if name in plan.outputs and name != "x"}
     for r in range(len(plan.coef)):
@@ -177,9 +179,9 @@ def _validate_order(plan) -> None:
         for k in map(int, used):
             if (k >= K or (k in made_here and r == 0)) and k not in written:
                 raise ValueError(f"row {r} reads {plan.slots[k]} before any row has written it")
-            if plan.slots[k] in ("out", "uncond") and not plan.calls_model[r]:
+            if k < K and plan.slots[k] not in ("x", *plan.outputs) and not plan.calls_model[r]:
                 raise ValueError(
-                    f"row {r} reads the model's output {plan.slots[k]!r} but is marked as not calling the model"
+                    f"row {r} reads {plan.slots[k]!r}, which comes with the model's output, but is marked as not calling the model"
                 )
         if keep >= 0:
             written.add(K + keep)

@@ -222,8 +222,8 @@ CASES = {
     "a bank of nothing": (lambda: euler().with_bank(), ValueError, ["g, h", "neither"]),
     "a bank of the wrong shape": (lambda: euler().with_bank(g=np.ones((3, 2))), ValueError, ["(3, 2)", "(5, 2)"]),
     "a window upside down": (lambda: euler().window(5.0, 1.0), ValueError, ["5.0", "1.0", "low <= high"]),
-    "another program's JSON": (lambda: Plan.from_json('{"format": 7}'), ValueError, ["7", "format 1"]),
-    "a JSON list": (lambda: Plan.from_json("[]"), ValueError, ["list", "format 1"]),
+    "another program's JSON": (lambda: Plan.from_json('{"format": 7}'), ValueError, ["7", "format 2"]),
+    "a JSON list": (lambda: Plan.from_json("[]"), ValueError, ["list", "format 2"]),
     "a stage at a negative level": (lambda: Stage(-1.0, x, 0.0), ValueError, ["sigma is -1.0", ">= 0"]),
     "an evaluation point without its level": (
         lambda: Stage(1.0, x, 0.0, d),
