@@ -1,4 +1,4 @@
-"""Train the zoo: `python -m benchmarks.zoo.train unet|guide|guide_noisy|judge|all`.
+"""Train the zoo: `python -m benchmarks.zoo.train unet|unet_cond|guide|guide_noisy|judge|all`.
 
 Checkpoints go to `benchmarks/zoo/runs/` (ignored by git); the same command goes on from them after Ctrl-C or a kill, at
 most `--every` steps back. What is finished is written as fp16 safetensors (the moving average of the weights) to
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -21,16 +22,18 @@ from torch import Tensor, nn
 from benchmarks.zoo import data
 from benchmarks.zoo.classifiers import CLASSIFIERS
 from benchmarks.zoo.trainer import Loss, Settings, Trainer, save
-from benchmarks.zoo.unet import UNet, preconditioning
+from benchmarks.zoo.unet import ConditionalUNet, UNet, load, preconditioning
 
 HERE = Path(__file__).parent
 UNET_SIGMA = (-0.6, 1.4)  # mean and standard deviation of ln(sigma) while the U-Net is trained
+LABEL_DROPOUT = 0.1
 NOISY_SIGMA = (-0.2, 1.7)  # the same for the noise-aware guide, whose sigma is kept within NOISY_RANGE
 NOISY_RANGE = (0.02, 80.0)
 DEFAULTS = {
     s.name: s
     for s in (
         Settings("unet", seed=1, steps=6800, batch=64, lr=1.2e-3, decay=0.25, shards=2),
+        Settings("unet_cond", seed=2, steps=3000, batch=64, lr=6e-4, decay=0.5, shards=2),
         Settings("guide", seed=11, steps=2400, batch=128, lr=2e-3, decay=0.8, weight_decay=0.05, ema=0.99),
         Settings("guide_noisy", seed=12, steps=2400, batch=128, lr=1.5e-3, decay=0.8, weight_decay=0.05, ema=0.99),
         Settings("judge", seed=13, steps=4200, batch=128, lr=2e-3, decay=0.8, weight_decay=0.05, ema=0.99),
@@ -53,13 +56,25 @@ class DenoisingLoss:
     def __init__(self, images: data.Images):
         self.images = images
 
+    def labels(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """What the network is told beside x and c_noise: nothing."""
+        return ()
+
     def __call__(self, net: nn.Module, index: Tensor, generator: torch.Generator) -> Tensor:
         x0 = self.images.batch(index)
         sigma = lognormal(len(index), *UNET_SIGMA, generator)
         c_skip, c_out, c_in, c_noise = (c.view(-1, 1, 1, 1) for c in preconditioning(sigma))
         x = x0 + sigma.view(-1, 1, 1, 1) * torch.randn(x0.shape, generator=generator)
-        raw = net(c_in * x, c_noise.flatten()).float()
+        raw = net(c_in * x, c_noise.flatten(), *self.labels(index, generator)).float()
         return (raw - (x0 - c_skip * x) / c_out).square().mean()
+
+
+class ConditionalLoss(DenoisingLoss):
+    """The same with the label told, but to a share LABEL_DROPOUT of the images (Ho and Salimans 2022, algorithm 1)."""
+
+    def labels(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        dropped = torch.rand(len(index), generator=generator) < LABEL_DROPOUT
+        return (torch.where(dropped, len(data.CLASSES), self.images.labels[index]),)
 
 
 class LabelLoss:
@@ -77,12 +92,24 @@ class LabelLoss:
         return functional.cross_entropy(net(x, sigma).float(), labels)
 
 
-def build(name: str, images: data.Images, seed: int) -> tuple[nn.Module, Loss]:
-    """The network with its first weights, a function of `seed` alone, and its loss."""
+def build(name: str, images: data.Images, seed: int, weights: Path) -> tuple[nn.Module, Loss]:
+    """The network with its first weights, a function of `seed` alone, and its loss. The conditional network starts as
+    the unconditional one of the folder `weights`."""
+    networks = {"unet": UNet, "unet_cond": ConditionalUNet} | CLASSIFIERS
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = UNet() if name == "unet" else CLASSIFIERS[name]()
+        net = networks[name]()
+    if name == "unet_cond":
+        net.load_state_dict(load(weights / "unet.safetensors").state_dict(), strict=False)
+        return net, ConditionalLoss(images)
     return net, DenoisingLoss(images) if name == "unet" else LabelLoss(images, noisy=name == "guide_noisy")
+
+
+def origin(name: str, weights: Path) -> dict[str, str]:
+    """For the conditional network: which file it started as."""
+    if name != "unet_cond":
+        return {}
+    return {"started_as": f"unet.safetensors, sha256 {hashlib.sha256((weights / 'unet.safetensors').read_bytes()).hexdigest()}"}
 
 
 def export(trainer: Trainer, weights: Path) -> Path:
@@ -109,6 +136,7 @@ def export(trainer: Trainer, weights: Path) -> Path:
             "as_if_uninterrupted": str(trainer.as_if_uninterrupted).lower(),
             "parameters": str(sum(p.numel() for p in trainer.net.parameters())),
             "torch": torch.__version__,
+            **origin(settings.name, weights),
         },
     )
     return path
@@ -118,7 +146,7 @@ def train(name: str, images: data.Images, args: argparse.Namespace) -> bool:
     """Train one network from where it stands. True if it is finished and exported."""
     chosen = {k: v for k in ("steps", "seed", "batch") if (v := getattr(args, k)) is not None}
     settings = dataclasses.replace(DEFAULTS[name], **chosen)
-    net, loss = build(name, images, settings.seed)
+    net, loss = build(name, images, settings.seed, args.out)
     trainer = Trainer(net, loss, len(images), settings, args.runs / f"{name}.safetensors", images.checksum)
     if not trainer.run(every=args.every, until=args.until, quiet=args.quiet or None):
         print(f"{name}: stopped after {trainer.step} of {settings.steps} steps; the same command goes on from there")
@@ -159,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
         for name in DEFAULTS if args.name == "all" else [args.name]:
             if not train(name, images, args):
                 return 130
-    except (data.DataError, ValueError) as error:
+    except (data.DataError, FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -174,7 +174,9 @@ class UNet(nn.Module):
 
     def encode(self, x: Tensor, c_noise: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
         """Run the encoder: h (B, c2, 7, 7), the outputs of enc.0 to enc.2 (h is the last), the embedding (B, emb)."""
-        emb = self.noise(c_noise.to(x.dtype).expand(x.shape[0]))
+        return self._encode(x, self.noise(c_noise.to(x.dtype).expand(x.shape[0])))
+
+    def _encode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
         h, skips = self.stem(x), []
         for level in self.enc:
             h = level(h, emb)
@@ -190,6 +192,30 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         return self.decode(*self.encode(x, c_noise))
+
+
+class ConditionalUNet(UNet):
+    """The network told a class: F(x_in, c_noise, label). For classifier-free guidance.
+
+    label: (B,) int64 in 0..classes-1, or `unconditional` = classes, or None for all unconditional. A class is a vector
+    added to the embedding of the noise level. The vectors start at zero, so that a copy of the unconditional network is
+    that network until it is trained on.
+    """
+
+    def __init__(self, classes: int = 10, emb: int = 112, **options):
+        super().__init__(emb=emb, **options)
+        self.unconditional = classes
+        self.label = nn.Embedding(classes + 1, emb)
+        nn.init.zeros_(self.label.weight)
+
+    def encode(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> tuple[Tensor, list[Tensor], Tensor]:
+        """As `UNet.encode`, for labels (B,)."""
+        if label is None:
+            label = torch.full((x.shape[0],), self.unconditional, device=x.device)
+        return self._encode(x, self.noise(c_noise.to(x.dtype).expand(x.shape[0])) + self.label(label))
+
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
+        return self.decode(*self.encode(x, c_noise, label))
 
 
 def preconditioning(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -211,7 +237,14 @@ def denoise(net: nn.Module, x: Tensor, sigma: Tensor | float) -> Tensor:
 
 def load(path: str | Path | None = None, device: torch.device | str | None = None) -> UNet:
     """The trained U-Net: fp16 safetensors (the committed file unless `path` says another) into fp32, in eval mode."""
-    net = UNet()
-    state = load_file(WEIGHTS / "unet.safetensors" if path is None else path)
-    net.load_state_dict({name: value.float() for name, value in state.items()})
+    return _loaded(UNet(), WEIGHTS / "unet.safetensors" if path is None else path, device)
+
+
+def load_conditional(path: str | Path | None = None, device: torch.device | str | None = None) -> ConditionalUNet:
+    """The class-conditional copy of it, likewise."""
+    return _loaded(ConditionalUNet(), WEIGHTS / "unet_cond.safetensors" if path is None else path, device)
+
+
+def _loaded(net, path, device):
+    net.load_state_dict({name: value.float() for name, value in load_file(path).items()})
     return net.to(device).eval().requires_grad_(False)

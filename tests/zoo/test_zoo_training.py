@@ -21,7 +21,7 @@ import fastdiff as fd
 from benchmarks.zoo import data, evaluate, metrics, train
 from benchmarks.zoo.classifiers import load_classifier
 from benchmarks.zoo.trainer import Order, Settings, Trainer, decay_start, learning_rate
-from benchmarks.zoo.unet import IMAGE_SHAPE
+from benchmarks.zoo.unet import IMAGE_SHAPE, WEIGHTS, load
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,7 +34,7 @@ def settings(**changes: object) -> Settings:
 def trainer(name: str, folder: Path, checkpoint: Path, **changes: object) -> Trainer:
     images = data.load_images("train", folder, count=64)
     chosen = settings(name=name, **changes)
-    net, loss = train.build(name, images, chosen.seed)
+    net, loss = train.build(name, images, chosen.seed, WEIGHTS)
     return Trainer(net, loss, len(images), chosen, checkpoint, images.checksum)
 
 
@@ -58,7 +58,7 @@ def test_learning_rate() -> None:
     assert rates[:80] == [learning_rate(longer, s) for s in range(80)] and decay_start(chosen) == 80
 
 
-@pytest.mark.parametrize("name", ["unet", "guide", "guide_noisy", "judge"])
+@pytest.mark.parametrize("name", ["unet", "unet_cond", "guide", "guide_noisy", "judge"])
 def test_resumed_equals_uninterrupted_in_every_bit(name: str, folder: Path, tmp_path: Path) -> None:
     whole = trainer(name, folder, tmp_path / "whole.safetensors", steps=4)
     assert whole.run(quiet=True) and whole.as_if_uninterrupted
@@ -71,6 +71,23 @@ def test_resumed_equals_uninterrupted_in_every_bit(name: str, folder: Path, tmp_
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     assert {k.split(".")[0] for k in a} == {"net", "ema", "opt"}
     assert not any(torch.equal(a["ema." + k], p.detach()) for k, p in whole.net.named_parameters() if p.numel() > 64)
+
+
+def test_the_conditional_network_starts_as_the_unconditional_one(folder: Path, tmp_path: Path) -> None:
+    net = trainer("unet_cond", folder, tmp_path / "c.safetensors").net.eval()
+    x, c_noise, label = torch.randn(3, *IMAGE_SHAPE), torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([0, 9, 10])
+    with torch.no_grad():
+        assert torch.equal(net(x, c_noise, label), load()(x, c_noise))
+        assert torch.equal(net(x, c_noise), net(x, c_noise, torch.tensor([10, 10, 10])))
+
+
+def test_a_tenth_of_the_labels_is_dropped(folder: Path) -> None:
+    images = data.load_images("train", folder, count=64)
+    loss, index = train.ConditionalLoss(images), torch.arange(64).repeat(200)
+    (told,) = loss.labels(index, torch.Generator().manual_seed(0))
+    dropped = told == 10
+    assert 0.09 < dropped.double().mean() < 0.11
+    assert torch.equal(told[~dropped], images.labels[index][~dropped])
 
 
 def test_shards_see_the_whole_batch_and_no_thread_decides(folder: Path, tmp_path: Path) -> None:
