@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml fastdiff/ops.schema $(shell find csrc -type f)
 WORKERS ?= 2
 
-.PHONY: demo test bench zoo golden budgets gpu-proof mutation launches launch-cost cuda-build matrix sanitize wheel-test clean
+.PHONY: demo test bench zoo steer golden budgets gpu-proof mutation launches launch-cost cuda-build matrix sanitize wheel-test clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.built
@@ -21,6 +21,10 @@ bench: $(VENV)/.built
 
 zoo: $(VENV)/.built
 	$(BIN)/python -m benchmarks.zoo.train all
+
+# Steering and guidance by gradients side by side, on the zoo. Hours; goes on where it was stopped.
+steer: $(VENV)/.built
+	$(BIN)/python -m benchmarks.steering
 
 # The golden digests anew, by the reference alone: for changes of what an op means.
 golden: $(VENV)/.built

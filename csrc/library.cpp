@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "bind.h"
+#include "bind_vectors.h"
 #include "cpu/check_rows.h"
 #include "cpu/keys.h"
 #include "cpu/launch.h"
@@ -32,6 +33,31 @@ void normal(StableIValue* stack, uint64_t, uint64_t) {
   if (a.batch == 0 || a.numel == 0) return;
   const IeeeMode mode;
   launch_step(a);
+}
+
+void project(StableIValue* stack, uint64_t, uint64_t) {
+  const ProjectTensors tensors(stack);
+  const ProjectArgs args = bind_project(tensors);
+  if (args.batch == 0 || args.terms.count == 0) return;
+  check_rows(args);
+  check_used("project_", args.terms, "basis", args.batch);
+  launch_project(args);
+}
+
+void lift(StableIValue* stack, uint64_t, uint64_t) {
+  const LiftTensors tensors(stack);
+  const LiftArgs args = bind_lift(tensors);
+  if (args.batch == 0 || args.numel == 0) return;
+  check_used("lift_", args.terms, "basis", args.batch);
+  launch_lift(args);
+}
+
+void edit(StableIValue* stack, uint64_t, uint64_t) {
+  const EditTensors tensors(stack);
+  const EditArgs args = bind_edit(tensors);
+  if (args.batch == 0 || args.numel == 0) return;
+  check_used("edit_", args.terms, "bank", args.batch);
+  launch_edit(args);
 }
 
 StableIValue from_handle(AtenTensorHandle handle) {
@@ -113,6 +139,9 @@ STABLE_TORCH_LIBRARY(fastdiff, m) {
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, m) {
   m.impl("step_", fastdiff::step);
   m.impl("normal_", fastdiff::normal);
+  m.impl("project_", fastdiff::project);
+  m.impl("lift_", fastdiff::lift);
+  m.impl("edit_", fastdiff::edit);
   m.impl("fold_in", fastdiff::fold_in_op);
   m.impl("run_keys", fastdiff::run_keys_op);
   m.impl("raw_words", fastdiff::raw_words_op);

@@ -53,9 +53,10 @@ inline std::ostream& operator<<(std::ostream& s, const Tuple& t) {
   return s << (t.count == 1 ? ",)" : ")");
 }
 
-// What a kernel needs to know of a tensor, borrowed from its handle. `name` and `index` are for messages.
+// What a kernel needs to know of a tensor, borrowed from its handle. `op`, `name` and `index` are for messages.
 struct Tensor {
   AtenTensorHandle handle = nullptr;
+  const char* op = "fastdiff";
   const char* name = nullptr;
   int index = -1;
   int32_t dtype = 0, device_type = 0, device_index = 0;
@@ -79,8 +80,9 @@ struct Tensor {
          : static_cast<int64_t>(aoti_torch_dtype_element_size(dtype));
   }
 
-  void read(AtenTensorHandle given, const char* op) {
+  void read(AtenTensorHandle given, const char* caller) {
     handle = given;
+    op = caller;
     int32_t layout;
     FD_SHIM(aoti_torch_get_layout(given, &layout));
     if (layout != kEnums.strided) refuse(op, ": ", *this, " is sparse or of another layout: a strided tensor is taken");

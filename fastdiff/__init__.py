@@ -6,7 +6,7 @@
     images = fd.sample(model, plan, (16, 3, 32, 32), seeds=range(16))
 """
 
-from . import noise, ops, reference, schedules
+from . import guidance, noise, ops, reference, schedules, steering
 from .action import Actions
 from .differentiable import step
 from .noise import STREAMS, fold_in, randn
@@ -17,5 +17,5 @@ from .schedules import SCHEDULES
 
 __version__ = "0.1.0"
 
-__all__ = ["SAMPLERS", "SCHEDULES", "STREAMS", "Actions", "Plan", "Progress", "Row", "Stepper", "fold_in", "noise", "ops", "plan",
-           "randn", "reference", "sample", "schedules", "step"]
+__all__ = ["SAMPLERS", "SCHEDULES", "STREAMS", "Actions", "Plan", "Progress", "Row", "Stepper", "fold_in", "guidance", "noise",
+           "ops", "plan", "randn", "reference", "sample", "schedules", "steering", "step"]

@@ -7,8 +7,9 @@ import torch
 
 from . import reference
 from .checks import check_fold_in, check_normal, check_raw_words, check_run_keys, check_step
+from .vector_checks import check_edit, check_lift, check_project
 
-__all__ = ["fold_in", "normal_", "raw_words", "run_keys", "step_"]
+__all__ = ["edit_", "fold_in", "lift_", "normal_", "project_", "raw_words", "run_keys", "step_"]
 
 _NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
@@ -16,6 +17,12 @@ _NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "b
 def _flat(tensor):
     """(B, ...) to (B, n) float32 values in logical order."""
     return tensor.detach().to("cpu", torch.float32).reshape(len(tensor), -1 if tensor.numel() else 0).numpy()
+
+
+def _stored(tensor):
+    """(B, ...) to (B, n) as the reference stores values: bfloat16 as bits."""
+    tensor = tensor.detach().cpu().reshape(len(tensor), -1 if tensor.numel() else 0)
+    return tensor.view(torch.int16).numpy().view(np.uint16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
 
 def _put(tensor, values, where=None):
@@ -78,6 +85,29 @@ def normal_(out, keys):
     check_normal(out, keys)
     if out.numel():
         _put(out, reference.narrow(reference.normal(_array(keys), out[0].numel()), _NAMES[out.dtype]))
+
+
+@_subnormals()
+def project_(out, x, basis, index, gain, offset, weight, row, row_index):
+    check_project(out, x, basis, index, gain, offset, weight, row, row_index)
+    if out.numel():
+        _put(out, reference.project(_flat(x), _flat(basis), _array(index), _array(gain), _array(offset), _array(weight),
+                                    row_index if row is None else _array(row), count=out.shape[1]))
+
+
+@_subnormals()
+def lift_(out, basis, index, weight):
+    check_lift(out, basis, index, weight)
+    if out.numel():
+        _put(out, reference.lift(_flat(basis), _array(index), _array(weight)))
+
+
+@_subnormals()
+def edit_(out, h, bank, index, weight):
+    check_edit(out, h, bank, index, weight)
+    if out.numel():
+        _put(out, reference.edit(_stored(h), _flat(bank), _array(index), _array(weight), dtype=_NAMES[h.dtype],
+                                 output=_NAMES[out.dtype]))
 
 
 def fold_in(keys, data):

@@ -95,6 +95,7 @@ class Actions:
         setting = Setting(plan, shape, size, model, torch.device(device), dtype)
         self._model = model
         self._acting: list[Acting] = []
+        self._closed = False
         try:
             for action in actions:
                 before = setting.plan.bank
@@ -134,7 +135,11 @@ class Actions:
             self.bank["bank_index"][:, begin:end] = acting.index + first
 
     def outputs(self, run: Stepper) -> tuple:
-        """Calls the model at the run's next row, with everything that acts: the arguments of ``run.step``."""
+        """Calls the model at the run's next row, with everything that acts: the arguments of ``run.step``.
+
+        Raises ``RuntimeError`` once the actions are closed."""
+        if self._closed:
+            raise RuntimeError("the actions are closed: they act inside of their with block only")
         for acting, begin, end, _ in self._columns:
             acting.weights(run, self.bank["bank_weight"][:, begin:end])
 
@@ -147,7 +152,7 @@ class Actions:
 
     def close(self) -> None:
         """Every action leaves things as they were, the last one first."""
-        left, self._acting = self._acting, []
+        left, self._acting, self._closed = self._acting, [], True
         errors = []
         for acting in reversed(left):
             try:

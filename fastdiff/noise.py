@@ -12,7 +12,7 @@ import torch
 
 __all__ = ["STREAMS", "as_seeds", "checked_shape", "fold_in", "randn", "sample_keys", "stream_id"]
 
-STREAMS = {"init": 0, "step": 1, "churn": 2, "mask": 3, "brownian": 4, "resample": 5, "user": 6}
+STREAMS = {"init": 0, "step": 1, "churn": 2, "mask": 3, "brownian": 4, "resample": 5, "user": 6, "travel": 7, "guide": 8}
 """What a stream is for. Numbers from 2^32 on are free for anybody's own use."""
 
 

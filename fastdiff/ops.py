@@ -9,7 +9,8 @@ the devices that the named backend serves. All backends return the same bits.
 import importlib
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata, resources
 
 import torch
@@ -24,7 +25,8 @@ BACKENDS = {"cpu": ("cpp", "triton", "reference"), "cuda": ("cuda", "triton", "r
 DEFAULT = {"cuda": "the default: a call from Python costs less than an eighth of triton's (benchmarks/results/launch_cost.json), and dense "
            "16-bit samples take fewer instructions; masks, vectors and ragged samples take more (tests/budgets.json)"}
 _LIBRARIES = {"cpp": "fastdiff._C", "cuda": "fastdiff._C_cuda"}
-_PYTHON_OPS = ("step_", "normal_", "fold_in", "run_keys", "raw_words")  # the rest of the schemas is about the C++ code
+# The ops that work on tensors; the rest of the schemas is about the C++ code.
+_PYTHON_OPS = ("step_", "normal_", "project_", "lift_", "edit_", "fold_in", "run_keys", "raw_words")
 _log = logging.getLogger("fastdiff")
 
 
@@ -125,12 +127,23 @@ def _register() -> list[Choice]:
         defined = True
     for schema in () if defined else _schemas():
         _library.define(schema)
-    for device, backend in used.items():
-        if backend in _LIBRARIES:
-            continue
-        for name in _PYTHON_OPS:
-            _library.impl(name, _implementation(backend, name), device.upper(), allow_override=True)
+    for i, choice in enumerate(choices):
+        if choice.used:
+            choices[i] = _implement(choice)
     return choices
+
+
+def _implement(choice: Choice) -> Choice:
+    """Registers from Python what the backend in use does not bring along: everything, or what a library leaves to another backend."""
+    key, others = choice.device.upper(), [b for b in BACKENDS[choice.device] if b not in _LIBRARIES]
+    names = [n for n in _PYTHON_OPS if not torch._C._dispatch_has_kernel_for_dispatch_key(f"fastdiff::{n}", key)]
+    by = choice.backend
+    if by in _LIBRARIES and names:
+        by = next(b for b in others if _try(b, choice.device)[0])
+        choice = replace(choice, reason=f"{choice.reason}; {' and '.join(names)} by {by}")
+    for name in names if choice.backend in _LIBRARIES else _PYTHON_OPS:
+        _library.impl(name, _implementation(by, name), key, allow_override=True)
+    return choice
 
 
 _STEP_NAMES = ("coef", "meta", "row", "row_index", "keys", "scale", "bank", "bank_index", "bank_weight", "clip", "known",
@@ -150,10 +163,17 @@ def _fake_step_(inputs, outputs, ring, *rest) -> None:
     _one_device("step_", **lists, ring=ring, **dict(zip(_STEP_NAMES, rest)))
 
 
+def _fake_in_place(op, names, *args) -> None:
+    _one_device(op, **dict(zip(names, args)))
+
+
 def _register_fakes() -> None:
     fake = torch.library.register_fake
     fake("fastdiff::step_", _fake_step_, lib=_library)
     fake("fastdiff::normal_", lambda out, keys: _one_device("normal_", out=out, keys=keys), lib=_library)
+    for op, names in (("project_", ("out", "x", "basis", "index", "gain", "offset", "weight", "row")),
+                      ("lift_", ("out", "basis", "index", "weight")), ("edit_", ("out", "h", "bank", "index", "weight"))):
+        fake(f"fastdiff::{op}", partial(_fake_in_place, op, names), lib=_library)
     fake("fastdiff::fold_in", lambda keys, data: keys.new_empty(
         (*torch.broadcast_shapes(keys.shape[:-1], data.shape), 2)), lib=_library)
     fake("fastdiff::run_keys", lambda seeds, streams, draws: seeds.new_empty(

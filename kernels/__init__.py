@@ -10,8 +10,11 @@ if __name__ == "kernels":
         "package `kernels`. Import fastdiff.kernels, and do not put the checkout's root on sys.path in front of the installed packages"
     )
 
+from .edit import edit_
+from .lift import lift_
 from .normal import normal_
 from .philox import fold_in, raw_words, run_keys
+from .project import project_
 from .step import step_
 
-__all__ = ["fold_in", "normal_", "raw_words", "run_keys", "step_"]
+__all__ = ["edit_", "fold_in", "lift_", "normal_", "project_", "raw_words", "run_keys", "step_"]

@@ -2,8 +2,8 @@
 
 Depending on its version, the interpreter rounds an fma twice, truncates float32 to bfloat16, and misreads subnormal bfloat16
 and float16: here the three come from ``fastdiff.reference``. A scalar condition becomes a number where it is broadcast: here
-it stays a condition. Only launches of this package are affected: the interpreter is
-put back after each.
+it stays a condition. A reduction by a function of one's own goes element by element, which takes minutes: here whole tensors are
+combined. Only launches of this package are affected: the interpreter is put back after each.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 import triton.language as tl
 from triton.runtime import interpreter
-from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
+from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, ReduceOps, TensorHandle
 
 from .. import reference
 
@@ -62,6 +62,16 @@ def _patched_splat(original):
     return create_splat
 
 
+def _generic_reduce(self, input):
+    (tensor,), axis = input, self.axis
+    assert axis is not None and not self.keep_dims, (axis, self.keep_dims)
+    parts = [self.to_tensor(np.take(tensor.handle.data, i, axis), tensor.dtype) for i in range(tensor.handle.data.shape[axis])]
+    total = parts[0]
+    for part in parts[1:]:
+        total = self.combine_fn.fn(total, part)
+    return [total]
+
+
 def _call(self, *args, **kwargs):
     """A device function called from a kernel. The language is patched already: doing it again takes milliseconds."""
     return self.rewrite()(*args, **kwargs)
@@ -71,7 +81,7 @@ def _call(self, *args, **kwargs):
 def exact():
     """While this is open, the interpreter computes what the hardware computes."""
     saved = {name: getattr(InterpreterBuilder, name) for name in ("create_fma", "cast_impl", "create_fp_to_fp", "create_splat")}
-    call, builder = InterpretedFunction.__call__, interpreter.interpreter_builder
+    call, reduce, builder = InterpretedFunction.__call__, ReduceOps.generic_reduce, interpreter.interpreter_builder
     options = builder.options
     builder.options = dataclasses.replace(options, sanitize_overflow=False)  # checks that take half the time
     InterpreterBuilder.create_fma = _fma
@@ -79,10 +89,11 @@ def exact():
     InterpreterBuilder.create_fp_to_fp = _patched_fp_to_fp(saved["create_fp_to_fp"])
     InterpreterBuilder.create_splat = _patched_splat(saved["create_splat"])
     InterpretedFunction.__call__ = _call
+    ReduceOps.generic_reduce = _generic_reduce
     try:
         with np.errstate(all="ignore"):
             yield
     finally:
-        InterpretedFunction.__call__, builder.options = call, options
+        InterpretedFunction.__call__, ReduceOps.generic_reduce, builder.options = call, reduce, options
         for name, member in saved.items():
             setattr(InterpreterBuilder, name, member)

@@ -69,16 +69,18 @@ def place(first, row, lane, inner, groups, MODE: tl.constexpr, LARGE: tl.constex
 
 
 @triton.jit
-def load(base, first, row, low, high, used, inner, groups, MODE: tl.constexpr, LARGE: tl.constexpr, V: tl.constexpr):
-    """The tile (quads, V) of a sample, as float32, its elements outside [low, high) and all of them without ``used``
-    undefined.
+def load(base, first, row, low, high, used, inner, groups, MODE: tl.constexpr, LARGE: tl.constexpr, V: tl.constexpr,
+         WIDEN: tl.constexpr = True):
+    """The tile (quads, V) of a sample, as float32 or (without WIDEN) as it is stored, its elements outside [low, high) and all of
+    them without ``used`` undefined.
 
     base: pointer to the sample; first: int64, logical index of the program's first element; row: (quads,) int32,
     that of each row's first element relative to ``first``; low, high: int32, relative to ``first``.
     """
     if MODE == _WIDE:
         at = tl.multiple_of(base + first, V * (base.dtype.element_ty.primitive_bitwidth // 8))
-        return tl.load(at + (row[:, None] + tl.arange(0, V)[None, :]), mask=((row < high) & used)[:, None]).to(tl.float32)
+        value = tl.load(at + (row[:, None] + tl.arange(0, V)[None, :]), mask=((row < high) & used)[:, None])
+        return value.to(tl.float32) if WIDEN else value
     else:
         at = base
         if MODE != _CHANNELS_LAST:
@@ -86,7 +88,8 @@ def load(base, first, row, low, high, used, inner, groups, MODE: tl.constexpr, L
         lanes = ()
         for lane in tl.static_range(V):
             keep = (row + lane >= low) & (row + lane < high) & used
-            lanes = lanes + (tl.load(at + place(first, row, lane, inner, groups, MODE, LARGE), mask=keep).to(tl.float32),)
+            value = tl.load(at + place(first, row, lane, inner, groups, MODE, LARGE), mask=keep)
+            lanes = lanes + (value.to(tl.float32) if WIDEN else value,)
         if V == 4:
             return join4(lanes[0], lanes[1], lanes[2], lanes[3])
         else:
@@ -137,9 +140,9 @@ def narrow(value, dtype: tl.constexpr):
 
 @triton.jit
 def store(base, first, row, low, high, used, value, inner, groups, MODE: tl.constexpr, LARGE: tl.constexpr,
-          V: tl.constexpr):
-    """The inverse of ``load``: rounds the tile once and writes its elements in [low, high) if ``used``."""
-    stored = narrow(value, base.dtype.element_ty)
+          V: tl.constexpr, NARROW: tl.constexpr = True):
+    """The inverse of ``load``: rounds the tile once (unless NARROW is off) and writes its elements in [low, high) if ``used``."""
+    stored = narrow(value, base.dtype.element_ty) if NARROW else value
     if MODE == _WIDE:
         at = tl.multiple_of(base + first, V * (base.dtype.element_ty.primitive_bitwidth // 8))
         tl.store(at + (row[:, None] + tl.arange(0, V)[None, :]), stored, mask=((row < high) & used)[:, None])

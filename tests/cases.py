@@ -42,6 +42,22 @@ class Options:
     ring: bool = True
 
 
+def mover(device):
+    """A function that copies tensors, and lists of them, to ``device`` with the same strides, offsets and aliases."""
+    storages = {}
+
+    def move(t):
+        if not isinstance(t, torch.Tensor):
+            return [move(v) for v in t] if isinstance(t, list) else t
+        key = t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()
+        if key not in storages:
+            whole = torch.empty(0, dtype=torch.uint8, device=t.device).set_(t.untyped_storage())
+            storages[key] = whole.to(device, copy=True).untyped_storage()
+        return torch.empty(0, dtype=t.dtype, device=device).set_(storages[key], t.storage_offset(), t.shape, t.stride())
+
+    return move
+
+
 @dataclass
 class Case:
     """Arguments of ``fastdiff::step_``, by name and in the order of its schema."""
@@ -72,17 +88,7 @@ class Case:
 
     def to(self, device):
         """A copy with the same strides, offsets and aliases, on ``device``."""
-        storages = {}
-
-        def move(t):
-            if not isinstance(t, torch.Tensor):
-                return [move(v) for v in t] if isinstance(t, list) else t
-            key = t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()
-            if key not in storages:
-                whole = torch.empty(0, dtype=torch.uint8, device=t.device).set_(t.untyped_storage())
-                storages[key] = whole.to(device, copy=True).untyped_storage()
-            return torch.empty(0, dtype=t.dtype, device=device).set_(storages[key], t.storage_offset(), t.shape, t.stride())
-
+        move = mover(device)
         return Case(**{name: move(value) for name, value in self.items()}, note=self.note)
 
     def clone(self):

@@ -115,6 +115,8 @@ def test_a_loop_of_ones_own():
         while not run.done:
             run.step(*actions.outputs(run))
     assert torch.equal(run.result(), fd.sample(gaussian, edm("heun"), SHAPE, 0, steering=steering))
+    with pytest.raises(RuntimeError, match="closed"):
+        actions.outputs(run)
 
 
 @pytest.mark.parametrize("where", ["model", "action"])

@@ -17,12 +17,16 @@
 #endif
 #include "lanes_avx2.h"
 
+#include "edit.h"
 #include "kernel.h"
+#include "lift.h"
+#include "project.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else
 #pragma GCC pop_options
 #endif
 
-const fastdiff::Kernels fastdiff::kAvx2 = {"avx2", fastdiff::avx2::run_units};
+const fastdiff::Kernels fastdiff::kAvx2 = {"avx2",             fastdiff::avx2::run_units,    fastdiff::avx2::project_units,
+                                        fastdiff::avx2::lift_units, fastdiff::avx2::square_units, fastdiff::avx2::edit_units};
 #endif

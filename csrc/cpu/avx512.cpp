@@ -17,12 +17,16 @@
 #endif
 #include "lanes_avx512.h"
 
+#include "edit.h"
 #include "kernel.h"
+#include "lift.h"
+#include "project.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else
 #pragma GCC pop_options
 #endif
 
-const fastdiff::Kernels fastdiff::kAvx512 = {"avx512", fastdiff::avx512::run_units};
+const fastdiff::Kernels fastdiff::kAvx512 = {"avx512",             fastdiff::avx512::run_units,    fastdiff::avx512::project_units,
+                                        fastdiff::avx512::lift_units, fastdiff::avx512::square_units, fastdiff::avx512::edit_units};
 #endif

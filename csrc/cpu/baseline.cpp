@@ -13,6 +13,10 @@
 #include "lanes_sse2.h"
 #endif
 
+#include "edit.h"
 #include "kernel.h"
+#include "lift.h"
+#include "project.h"
 
-const fastdiff::Kernels fastdiff::kBaseline = {"baseline", fastdiff::baseline::run_units};
+const fastdiff::Kernels fastdiff::kBaseline = {"baseline",             fastdiff::baseline::run_units,    fastdiff::baseline::project_units,
+                                        fastdiff::baseline::lift_units, fastdiff::baseline::square_units, fastdiff::baseline::edit_units};

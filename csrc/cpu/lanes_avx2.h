@@ -57,6 +57,12 @@ struct Lane {
     seen = _mm256_or_ps(seen, here);
     return _mm256_blendv_ps(v, value(set_i(0x7FC00000u)), here);
   }
+  // a[i] + a[i + 4], a[i] + a[i + 2], a[i] + a[i + 1]
+  static float tree(f v) {
+    __m128 b = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    b = _mm_add_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_add_ss(b, _mm_shuffle_ps(b, b, 1)));
+  }
   static bool any(nan seen) { return _mm256_movemask_ps(seen) != 0; }
 };
 

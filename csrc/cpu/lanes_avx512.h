@@ -52,6 +52,13 @@ struct Lane {
     seen = _kor_mask16(seen, here);
     return _mm512_mask_mov_ps(v, here, value(set_i(0x7FC00000u)));
   }
+  // a[i] + a[i + 8], a[i] + a[i + 4], ...
+  static float tree(f v) {
+    const __m256 a = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+    __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    b = _mm_add_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_add_ss(b, _mm_shuffle_ps(b, b, 1)));
+  }
   static bool any(nan seen) { return seen != 0; }
 };
 

@@ -93,6 +93,11 @@ struct Lane {
     seen = _mm_or_ps(seen, here);
     return select(here, value(set_i(0x7FC00000u)), v);
   }
+  // a[i] + a[i + 2], a[i] + a[i + 1]
+  static float tree(f v) {
+    v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+    return _mm_cvtss_f32(_mm_add_ss(v, _mm_shuffle_ps(v, v, 1)));
+  }
   static bool any(nan seen) { return _mm_movemask_ps(seen) != 0; }
 };
 

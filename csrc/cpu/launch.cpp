@@ -129,6 +129,7 @@ const char* usable_kernels() {
 }
 
 int64_t set_grain(int64_t values) { return grain.exchange(values < 1 ? 1 : values); }
+int64_t current_grain() { return grain.load(std::memory_order_relaxed); }
 
 void launch_step(const StepArgs& given) {
   StepArgs a = given;

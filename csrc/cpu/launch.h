@@ -1,5 +1,6 @@
 // Which kernels run, on how many threads, and in which floating-point mode.
 #pragma once
+#include "../reduce.h"
 #include "../row.h"
 #include "kernels.h"
 
@@ -25,8 +26,14 @@ const Kernels& use_kernels(const char* name);
 const char* usable_kernels();
 // The least work for a thread of its own (see launch.cpp); 1 for tests of threads. Returns the former.
 int64_t set_grain(int64_t values);
+int64_t current_grain();
 
 // The step, checked and with samples and elements. Call it within IeeeMode.
 void launch_step(const StepArgs& args);
+
+// The ops on vectors, likewise. Where there are no terms, launch_project has nothing to do.
+void launch_project(const ProjectArgs& args);
+void launch_lift(const LiftArgs& args);
+void launch_edit(const EditArgs& args);
 
 }  // namespace fastdiff

@@ -123,6 +123,8 @@ struct ScalarLane {
     seen |= is_nan(v);
     return FASTDIFF_NAMESPACE::canonical(v);
   }
+  // The pairwise sum of the lanes: the upper half is added to the lower one until one lane is left.
+  static float tree(f v) { return v; }
   static bool any(nan seen) { return seen; }
 };
 

@@ -1,6 +1,7 @@
 // The launches of the CUDA backend: plain arguments in, a CUDA error code out. Neither torch nor CUDA headers here, so
 // that tests link them with a stub runtime.
 #pragma once
+#include "../reduce.h"
 #include "../row.h"
 
 namespace FASTDIFF_NAMESPACE {
@@ -28,6 +29,26 @@ struct NormalLaunch {
   uint32_t aligned;
 };
 
+// The first launch of edit_: the sum of squares of every chunk of h.
+struct SquaresLaunch {
+  int64_t batch, numel;
+  int32_t chunks;  // of a sample
+  Terms terms;
+  View h;
+  float* sums;  // dense (batch, chunks)
+};
+
+// The second one. in_place: out is h.
+struct EditLaunch {
+  EditArgs args;
+  int32_t chunks;
+  const float* sums;
+  int64_t inner;
+  uint32_t aligned;  // bit by view: out, h, bank
+  uint32_t in_place;
+};
+constexpr int kEditOut = 0, kEditH = 1, kEditBank = 2;
+
 constexpr int kMaxDims = 8;
 
 // out[i] = fold_in(keys[i], data[i]) over a shape that keys and data are broadcast to; strides in int64.
@@ -52,6 +73,8 @@ struct RawWordsArgs {
   int64_t key_stride_b, key_stride_pair;
   uint32_t* out;  // dense (batch, count)
 };
+
+constexpr int kWarp = 32;
 
 struct Grid {
   unsigned x, y, z, block_x, block_y;
@@ -82,8 +105,21 @@ struct NormalPlan {
   Features features;  // kPlain or kDense
 };
 
-// `stream` is a cudaStream_t, the result a cudaError_t. Asynchronous, one launch, no allocation.
+// vector: elements of h that the sums read at once, 1 where they are not side by side. No sums where there are no terms.
+struct EditPlan {
+  SquaresLaunch squares;
+  EditLaunch launch;
+  Grid squares_grid, grid;
+  int vector, elements;
+  Features features;  // kPlain or kDense
+  bool valid;
+};
+
+// `stream` is a cudaStream_t, the result a cudaError_t. Asynchronous, one launch (two where sums are taken), no allocation.
 int launch_step(const StepArgs& args, void* stream);
+// How many float32 launch_edit needs at `sums`.
+inline int64_t edit_sums(const EditArgs& args) { return args.terms.count ? args.batch * chunks_of(args.numel) : 0; }
+int launch_edit(const EditArgs& args, float* sums, void* stream);
 int launch_normal(const NormalArgs& args, void* stream);
 int launch_fold_in(const FoldInArgs& args, void* stream);
 int launch_run_keys(const RunKeysArgs& args, void* stream);

@@ -1,6 +1,7 @@
 // fastdiff._C_cuda: the CUDA implementations of the ops whose schemas fastdiff._C defines. Arguments are checked as on
 // the CPU, except what stands in tensors on the device: the kernels clamp such indices and set a flag. Nothing here
-// waits for the device, and step_ and normal_ allocate nothing: they can be captured in a CUDA graph.
+// waits for the device, and step_ and normal_ allocate nothing: they can be captured in a CUDA graph. So can edit_, whose sums of
+// chunks stand in memory of torch's allocator. project_ and lift_ are left to Triton.
 #ifndef USE_CUDA
 #define USE_CUDA  // declares what libtorch has for CUDA in its stable headers
 #endif
@@ -8,6 +9,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../bind.h"
+#include "../bind_vectors.h"
 #include "bind_keys.h"
 #include "launch.h"
 
@@ -106,6 +108,17 @@ class Result {
   AtenTensorHandle handle_;
 };
 
+void edit(StableIValue* stack, uint64_t, uint64_t) {
+  const EditTensors tensors(stack);
+  const EditArgs args = bind_edit(tensors);
+  if (args.batch == 0 || args.numel == 0) return;
+  const OnDevice device(tensors.at[0]);
+  // Given back before the kernels have run: whoever gets it next in this stream comes after them.
+  const int64_t count = edit_sums(args);
+  const Result sums(tensors.at[0], &count, 1, kEnums.f32);
+  launched("edit_", launch_edit(args, static_cast<float*>(sums.data()), device.stream));
+}
+
 void fold_in_op(StableIValue* stack, uint64_t, uint64_t) {
   const Taken<2> taken(stack, "fold_in", {"keys", "data"});
   FoldInArgs args = bind_fold_in(taken.t[0], taken.t[1]);
@@ -149,6 +162,7 @@ void raw_words_op(StableIValue* stack, uint64_t, uint64_t) {
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CUDA, m) {
   m.impl("step_", fastdiff::step);
   m.impl("normal_", fastdiff::normal);
+  m.impl("edit_", fastdiff::edit);
   m.impl("fold_in", fastdiff::fold_in_op);
   m.impl("run_keys", fastdiff::run_keys_op);
   m.impl("raw_words", fastdiff::raw_words_op);

@@ -12,10 +12,10 @@ constexpr int64_t kMaxSamples = kMaxGridYZ * kMaxGridYZ;  // 2^32 less 2^17, so 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Threads side by side in a sample along x, samples along y and z: no dimension reaches its limit below 2^40 elements a
-// sample and 2^32 samples, so that no thread loops. Small samples share a block. at_most: threads side by side.
-inline bool plan_grid(int64_t batch, int64_t numel, int elements, Grid& grid, int64_t at_most = kThreads) {
+// sample and 2^32 samples, so that no thread loops. Small samples share a block. at_most, at_least: threads side by side.
+inline bool plan_grid(int64_t batch, int64_t numel, int elements, Grid& grid, int64_t at_most = kThreads, int64_t at_least = 1) {
   const int64_t width = ceil_div(numel, elements);
-  int64_t x = 1;
+  int64_t x = at_least;
   while (x < width && x < at_most) x *= 2;
   const int64_t y = kThreads / x;
   const int64_t columns = ceil_div(width, x), samples = ceil_div(batch, y);
@@ -135,10 +135,63 @@ inline NormalPlan plan_normal(const NormalArgs& given) {
   return plan;
 }
 
-template <class Go>
-auto choose_kernel(const NormalPlan& plan, const Go& go) {
+// The kernel of a NormalPlan, or the second one of an EditPlan.
+template <class Plan, class Go>
+auto choose_kernel(const Plan& plan, const Go& go) {
   if (plan.features == kDense) return plan.elements == 8 ? go.template run<8, kDense>() : go.template run<16, kDense>();
   return plan.elements == 4 ? go.template run<4, kPlain>() : go.template run<8, kPlain>();
+}
+
+// Whole warps belong to one sample: they add up what they hold.
+inline EditPlan plan_edit(const EditArgs& given, float* sums) {
+  EditPlan plan{};
+  plan.launch.args = given;
+  EditArgs& a = plan.launch.args;
+  plan.valid = true;
+  if (a.batch == 0 || a.numel == 0) return plan;
+  settle(a.out), settle(a.h), settle(a.bank);
+  const auto each = [&](const auto& visit) {
+    visit(a.out, a.batch, kEditOut);
+    visit(a.h, a.batch, kEditH);
+    if (a.terms.count) visit(a.bank, a.terms.vectors, kEditBank);
+  };
+
+  const int64_t chunks = chunks_of(a.numel);
+  const int whole = 16 / element_size(a.h.dtype);
+  plan.squares = {a.batch, a.numel, static_cast<int32_t>(chunks), a.terms, a.h, sums};  // in the logical order
+  plan.vector = a.numel % whole == 0 && vectors(a.h, a.batch, whole) ? whole : 1;
+  plan.launch.chunks = static_cast<int32_t>(chunks);
+  plan.launch.sums = sums;
+  plan.valid &= chunks <= INT32_MAX - kLanes;
+  plan.valid &= plan_grid(a.batch, chunks * kWarp, 1, plan.squares_grid, kThreads, kWarp);
+
+  bool alike = true, wide = true;
+  each([&](View& v, int64_t, int) {
+    alike &= v.groups == a.h.groups && v.inner == a.h.inner;
+    wide &= v.dtype == Dtype::f32;
+  });
+  if (alike) each([](View& v, int64_t, int) { v.groups = 1, v.inner = 0; });  // in the order of the memory
+  const int most = wide ? 8 : 16;
+  const int64_t threads = dense_threads(a.numel, most);
+  bool dense = threads > 0 && threads % kWarp == 0;
+  each([&](View& v, int64_t samples, int) { dense &= vectors(v, samples, most); });
+  plan.features = dense ? kDense : kPlain;
+  plan.elements = dense ? most : most / 2;
+  each([&](View& v, int64_t samples, int bit) {
+    if (vectors(v, samples, plan.elements)) plan.launch.aligned |= 1u << bit;
+    if (v.groups == 1) return;
+    plan.valid &= plan.launch.inner == 0 || plan.launch.inner == v.inner;
+    plan.launch.inner = v.inner;
+  });
+  plan.launch.in_place = a.out.data == a.h.data && a.out.dtype == a.h.dtype && a.out.groups == a.h.groups &&
+                         (a.batch == 1 || a.out.batch_stride == a.h.batch_stride);
+  plan.valid &= plan_grid(a.batch, a.numel, plan.elements, plan.grid, dense ? threads : kThreads, kWarp);
+  return plan;
+}
+
+template <class Go>
+auto choose_squares(const EditPlan& plan, const Go& go) {
+  return plan.vector == 8 ? go.template run<8>() : plan.vector == 4 ? go.template run<4>() : go.template run<1>();
 }
 
 }  // namespace FASTDIFF_NAMESPACE

@@ -12,24 +12,6 @@ namespace FASTDIFF_NAMESPACE {
 
 constexpr int kGroup = 2;  // inputs asked for together
 
-// A coefficient times its factor, rounded once; a coefficient of 0 asks for nothing, whatever the factor.
-FD_HD inline float scaled(float c, float factor) { return c == 0.0f ? 0.0f : Lane::mul(c, factor); }
-
-template <int E>
-FD_HD inline void add(float (&sum)[E], float c, const float (&v)[E]) {
-  if (c == 0.0f) return;
-  FD_UNROLL
-  for (int l = 0; l < E; ++l) sum[l] = Lane::fma(c, v[l], sum[l]);
-}
-
-template <int E>
-FD_HD inline void clear(float (&sum)[E]) {
-  FD_UNROLL
-  for (int l = 0; l < E; ++l) sum[l] = -0.0f;
-}
-
-FD_HD inline bool has(uint32_t bits, int bit) { return bits >> bit & 1u; }
-
 // The row's mask: mix(v) = fma(m, v, fma(-m, k, k)), k = k0 known + k1 N(key). What the targets share is read once.
 template <int E, Features features>
 struct Mask {

@@ -1,4 +1,4 @@
-"""The fixed list of golden cases of the ops: raw words, keys, normals, and the step.
+"""The fixed list of golden cases of the ops: raw words, keys, normals, the step, and the ops on vectors.
 
 A case builds its arguments on the CPU, runs an op on whatever device they were moved to, and names the tensors whose bytes
 count. Nothing is drawn at run time: see ``inputs``.
@@ -30,8 +30,9 @@ class Case:
 def op_cases() -> list[Case]:
     """Every op but samplers, in the order in which they depend on each other."""
     from .step_cases import step_cases
+    from .vector_cases import vector_cases
 
-    return [*_raw_words(), *_fold_in(), *_run_keys(), *_normal(), *step_cases()]
+    return [*_raw_words(), *_fold_in(), *_run_keys(), *_normal(), *step_cases(), *vector_cases()]
 
 
 def _edge_keys() -> torch.Tensor:

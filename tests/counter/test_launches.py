@@ -8,7 +8,7 @@ import torch
 
 import fastdiff as fd
 from counter.configurations import CONFIGURATIONS, LATENT, SHAPE, STEPS, with_a_row_between
-from counter.emulated import Counts, Gpu
+from counter.emulated import LAUNCHES, Counts, Gpu
 
 every = pytest.mark.parametrize("case", CONFIGURATIONS, ids=lambda case: case.name)
 
@@ -94,6 +94,35 @@ def test_vectors():
         while not run.done:
             run.step(run.x / 2)
             assert gpu.take().ops == {"aten.div.Tensor": 1, "fastdiff.step_": 1}
+
+
+def test_ops_on_vectors():
+    """Projections and their sums: one launch each. An edit: two, of which the first takes the norms. No copy, no wait."""
+    shape, ops = (2, 8, 4, 4), torch.ops.fastdiff
+    data = {"x": torch.linspace(-1, 1, 256).view(shape), "bank": torch.linspace(-2, 1, 3 * 128).view(3, *shape[1:]),
+            "index": torch.tensor([[0, 2], [1, 1]]), "weight": torch.tensor([[0.5, 2.0], [0.0, -1.0]]), "gain": torch.ones(4, 3),
+            "row": torch.tensor([1, 3])}
+
+    def calls(x, bank, index, weight, gain, row):
+        yield "project_", torch.empty(2, 2, device=x.device), (x, bank, index, gain, gain, weight, row, 0)
+        yield "lift_", torch.empty(shape, device=x.device), (bank, index, weight)
+        yield "edit_", torch.empty(shape, device=x.device), (x, bank, index, weight)
+        yield "edit_", x, (x, bank, index, weight)
+
+    expected = []
+    for op, out, args in calls(**{name: t.clone() for name, t in data.items()}):
+        getattr(ops, op)(out, *args)
+        expected.append(out)
+    with Gpu(latent=256) as gpu:
+        there = {name: t.to("cuda") for name, t in data.items()}
+        gpu.take()
+        written = []
+        for op, out, args in calls(**there):
+            getattr(ops, op)(out, *args)
+            launches = LAUNCHES.get(f"fastdiff.{op}", 1)
+            assert gpu.take().numbers() == {**Counts().numbers(), "big": launches} and launches == 1 + (op == "edit_")
+            written.append(out.inner)
+    assert all(torch.equal(a, b) for a, b in zip(written, expected, strict=True))
 
 
 def test_callbacks_get_tensors_for_nothing():

@@ -53,10 +53,20 @@ class RawWordsArgs(c.Structure):
     _fields_ = [("batch", i64), ("count", i64), ("keys", ptr), ("key_stride_b", i64), ("key_stride_pair", i64), ("out", ptr)]
 
 
+class Terms(c.Structure):
+    _fields_ = [("count", i32), ("vectors", i32), ("index_is_64", i32), ("index", ptr), ("index_stride_b", i64), ("weight", ptr),
+                ("weight_stride_b", i64)]
+
+
+class EditArgs(c.Structure):
+    _fields_ = [("batch", i64), ("numel", i64), ("out", View), ("h", View), ("bank", View), ("terms", Terms)]
+
+
 def layout():
     """What ``emulate_layout`` must report, as far as it concerns this file."""
     return [c.sizeof(View), c.sizeof(StepArgs), StepArgs.coef.offset, StepArgs.in_.offset, StepArgs.mask.offset,
-            StepArgs.mask_period.offset, c.sizeof(NormalArgs), c.sizeof(FoldInArgs), c.sizeof(RunKeysArgs), c.sizeof(RawWordsArgs)]
+            StepArgs.mask_period.offset, c.sizeof(NormalArgs), c.sizeof(FoldInArgs), c.sizeof(RunKeysArgs), c.sizeof(RawWordsArgs),
+            c.sizeof(Terms), c.sizeof(EditArgs), EditArgs.terms.offset]
 
 
 def view(t):
@@ -77,6 +87,13 @@ def view(t):
         assert dense(axes[1:] + axes[:1]), (t.shape, t.stride())
         groups, inner = shape[0], math.prod(shape[1:])
     return View(t.data_ptr(), t.stride(0) if t.shape[0] > 1 else 0, inner, groups, DTYPES[t.dtype])
+
+
+def edit_args(out, h, bank, index, weight):
+    """The ``EditArgs`` of a call. It borrows the tensors' memory."""
+    terms = Terms(weight.shape[1], len(bank), index is not None and index.dtype == torch.int64, data(index),
+                  0 if index is None else index.stride(0), data(weight), weight.stride(0))
+    return EditArgs(len(h), h[0].numel() if len(h) else 0, view(out), view(h), view(bank), terms)
 
 
 def data(t):

@@ -23,6 +23,7 @@ import torch
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CUDA = ROOT / "csrc" / "cuda"
+UNITS = tuple(sorted(path.stem for path in CUDA.glob("*.cu")))  # what nvcc compiles
 ARCH, ARCHS = 90, (80, 90, 100)
 NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false"]  # as in setup.py, which test_device_code.py checks
 STABLE_FLAGS = ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DTORCH_STABLE_ONLY"]
@@ -93,11 +94,11 @@ def nvcc():
 
 @functools.cache
 def compiled(arch=ARCH):
-    """The folder with step and noise as PTX, cubin, object and ptxas report (.txt) for sm_``arch``."""
+    """The folder with every unit as PTX, cubin, object and ptxas report (.txt) for sm_``arch``."""
     compiler = nvcc()
 
     def build(to):
-        for unit in ("step", "noise"):
+        for unit in UNITS:
             with tempfile.TemporaryDirectory() as scratch:
                 options = [*NVCC_FLAGS, f"-arch=sm_{arch}", "-Xptxas", "-v", "-Xcompiler", "-fPIC"]
                 options += ["--keep", "--keep-dir", scratch]
@@ -117,12 +118,13 @@ def resources(report):
 
 
 def _linked(name, options, sources, *extra):
-    """The objects of step and noise, linked with C++ sources of this folder, as a ctypes library."""
+    """The objects of all units, linked with C++ sources of this folder, as a ctypes library."""
     objects = compiled()
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         pytest.skip("no C++ compiler")
-    command = [compiler, "-std=c++17", "-O1", "-fPIC", "-shared", f"-I{_headers(_home())}", *sources, objects / "step.o", objects / "noise.o"]
+    command = [compiler, "-std=c++17", "-O1", "-fPIC", "-shared", f"-I{_headers(_home())}", *sources]
+    command += [objects / f"{unit}.o" for unit in UNITS]
     folder = kept(name, lambda to: _run([*command, *options, "-o", to / f"{name}.so"]), str(compiler), options, *extra, sources=sources)
     lib = ctypes.CDLL(str(folder / f"{name}.so"))
     lib.launch_kernel.restype, lib.launch_parameters.restype, lib.launch_size.restype = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_uint64
@@ -140,5 +142,7 @@ def recorded_ops():
     """The same with the ops of the CUDA library in front (recorded_ops.cpp). Their schemas must be defined before."""
     home = Path(torch.__file__).parent
     options = [*STABLE_FLAGS, f"-I{home / 'include'}", f"-I{sysconfig.get_path('include')}", "-Wl,-Bsymbolic", f"-L{home / 'lib'}",
-               "-ltorch_cpu", "-lc10"]
-    return _linked("recorded_ops", options, [HERE / "recorded_ops.cpp", HERE / "stub_runtime.cpp"], torch.__version__, sys.version)
+               "-ltorch_cpu", "-lc10", "-ldl"]
+    lib = _linked("recorded_ops", options, [HERE / "recorded_ops.cpp", HERE / "stub_runtime.cpp"], torch.__version__, sys.version)
+    lib.take_allocated.restype = ctypes.c_void_p
+    return lib

@@ -28,6 +28,8 @@ size_t parameter_size(const std::string& kernel) {
   const auto is = [&](const char* name) { return kernel.find(name) != std::string::npos; };
   return is("step_kernel")        ? sizeof(fastdiff::StepLaunch)
          : is("normal_kernel")    ? sizeof(fastdiff::NormalLaunch)
+         : is("squares_kernel")   ? sizeof(fastdiff::SquaresLaunch)
+         : is("edit_kernel")      ? sizeof(fastdiff::EditLaunch)
          : is("fold_in_kernel")   ? sizeof(fastdiff::FoldInArgs)
          : is("run_keys_kernel")  ? sizeof(fastdiff::RunKeysArgs)
          : is("raw_words_kernel") ? sizeof(fastdiff::RawWordsArgs)
@@ -64,6 +66,7 @@ cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void**
 // For the tests.
 int real_step(const fastdiff::StepArgs* args, void* stream) { return fastdiff::launch_step(*args, stream); }
 int real_normal(const fastdiff::NormalArgs* args, void* stream) { return fastdiff::launch_normal(*args, stream); }
+int real_edit(const fastdiff::EditArgs* args, float* sums, void* stream) { return fastdiff::launch_edit(*args, sums, stream); }
 int real_fold_in(const fastdiff::FoldInArgs* args, void* stream) { return fastdiff::launch_fold_in(*args, stream); }
 int real_run_keys(const fastdiff::RunKeysArgs* args, void* stream) { return fastdiff::launch_run_keys(*args, stream); }
 int real_raw_words(const fastdiff::RawWordsArgs* args, void* stream) { return fastdiff::launch_raw_words(*args, stream); }

@@ -5,12 +5,10 @@ import re
 
 import pytest
 
-from cuda_build import ARCHS, NVCC_FLAGS, ROOT, compiled, resources
+from cuda_build import ARCHS, NVCC_FLAGS, ROOT, UNITS, compiled, resources
 from proof.bits import label
 from proof.budgets import kept, same_compilers
 from proof.cuda_launches import kernels as kernels_of
-
-UNITS = ("step", "noise")
 
 
 def code(unit):
@@ -43,6 +41,11 @@ def test_access_is_16_bytes_wide():
             assert re.search(r"ld\.global(\.\w+)*\.v2\.[bu]32", body), name
         assert re.search(r"ld\.global(\.\w+)*\.v4\.[bfu]32|ld\.global(\.\w+)*\.v2\.[bu]64", body), name
         assert re.search(r"st\.global(\.\w+)*\.v4\.[bfu]32|st\.global(\.\w+)*\.v2\.[bu]64", body), name
+    for name, body in code("edit").items():
+        if "squares_kernelILi1E" not in name:
+            assert re.search(r"ld\.global(\.\w+)*\.v4\.[bfu]32|ld\.global(\.\w+)*\.v2\.[bu]64", body), name
+        if "edit_kernel" in name:
+            assert re.search(r"st\.global(\.\w+)*\.v4\.[bfu]32", body), name
     for name, body in code("noise").items():
         if "normal_kernel" in name:
             assert re.search(r"st\.global(\.\w+)*\.v4\.[bfu]32", body), name

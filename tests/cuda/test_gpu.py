@@ -9,8 +9,10 @@ import torch
 
 import fastdiff  # noqa: F401  registers the ops
 from cases import assert_same, expected_case, random_case
-from fastdiff import reference, testing
+from fastdiff import _reference_ops, reference, testing
 from fastdiff.testing.digests import golden
+from fastdiff.testing.inputs import moved
+from proof import draw_steering
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 OPS = torch.ops.fastdiff
@@ -37,6 +39,22 @@ def test_drawn_cases(block):
         there = case.to("cuda")
         OPS.step_(*there.args())
         assert_same(there.to("cpu"), expected)
+
+
+@pytest.mark.parametrize("clamped", [False, True])
+@pytest.mark.parametrize("op", draw_steering.OPS)
+def test_ops_on_vectors(op, clamped):
+    for i in range(36):
+        args = draw_steering.case(op, i, clamped)
+        expected = list(moved(dict(enumerate(args)), "cpu").values())
+        getattr(_reference_ops, op)(*draw_steering.within(op, expected))
+        there = list(moved(dict(enumerate(args)), "cuda").values())
+        getattr(OPS, op)(*there)
+        assert torch.equal(whole(there[0]).cpu(), whole(expected[0])), i
+
+
+def whole(t):
+    return torch.empty(0, dtype=torch.uint8, device=t.device).set_(t.untyped_storage())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -76,3 +94,17 @@ def test_a_captured_step_replays():
     assert_same(case.to("cpu"), first)
     graph.replay()
     assert_same(case.to("cpu"), second)
+
+
+def test_a_captured_edit_replays():
+    """Two launches and the memory between them: what a graph holds works on what stands there when it is replayed."""
+    h, bank, weight = torch.randn(2, 8, 16, 16), torch.randn(3, 8, 16, 16), torch.tensor([[0.1, 0.0], [-0.2, 0.3]])
+    there = [t.cuda() for t in (h, bank, weight)]
+    OPS.edit_(there[0].clone(), there[0], there[1], None, there[2])  # loads the kernels
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        OPS.edit_(there[0], there[0], there[1], None, there[2])
+    for _ in range(2):
+        graph.replay()
+        _reference_ops.edit_(h, h, bank, None, weight)
+        assert torch.equal(there[0].cpu(), h)

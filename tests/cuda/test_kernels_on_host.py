@@ -31,7 +31,7 @@ def plan(args):
 
 
 def test_structs_agree():
-    out = (c.c_int64 * 16)()
+    out = (c.c_int64 * 32)()
     emulator().emulate_layout(out)
     assert list(out)[: len(A.layout())] == A.layout()
     assert max(out) <= 4096, "a kernel's parameters must fit into 4 KiB"

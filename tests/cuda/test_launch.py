@@ -9,7 +9,9 @@ import torch
 import cuda_args as A
 from cases import assert_same, expected_case
 from cuda_build import emulator, launcher
+from proof import draw_steering
 from proof.draw import step_case
+from test_edit_on_host import edit_plan
 
 
 def recorded(call, *args):
@@ -66,8 +68,33 @@ def test_noise_and_keys():
     assert count == 1 and "raw_words" in kernel and shape[0] * shape[3] * 4 >= 5 and shape[1] * shape[4] >= 3
 
 
+def test_edits():
+    """Two launches, of which the first sums; one where there are no terms, none where nothing is to be done."""
+    lib, sums = launcher(), torch.zeros(4096)
+    kernels = set()
+    for i in range(48):
+        out, h, bank, index, weight = draw_steering.case("edit_", i)
+        args = A.edit_args(out, h, bank, index, weight)
+        p = edit_plan(args)
+        count, first, shape = recorded("real_edit", c.byref(args), c.c_void_p(sums.data_ptr()))
+        if weight.shape[1] == 0:
+            assert count == (0 if p["in_place"] else 1)
+            continue
+        assert count == 2 and shape == [*p["squares_grid"], 1, 0, 0x5000] and f"squares_kernelILi{p['vector']}E" in first
+        second, shape = lib.launch_kernel(1).decode(), (c.c_uint64 * 8)()
+        lib.launch_shape(1, shape)
+        assert list(shape) == [*p["grid"], 1, 0, 0x5000]
+        assert f"edit_kernelILi{p['elements']}ELNS_8FeaturesE{p['features']}E" in second
+        kernels |= {first, second}
+    assert len(kernels) == 7, "a kernel that no case launches"
+
+
 @pytest.mark.parametrize("call, args", [
     ("real_step", A.StepArgs()), ("real_normal", A.NormalArgs()), ("real_fold_in", A.FoldInArgs()),
     ("real_run_keys", A.RunKeysArgs()), ("real_raw_words", A.RawWordsArgs())])
 def test_nothing_to_do_launches_nothing(call, args):
     assert recorded(call, c.byref(args))[0] == 0
+
+
+def test_nothing_to_edit_launches_nothing():
+    assert recorded("real_edit", c.byref(A.EditArgs()), None)[0] == 0

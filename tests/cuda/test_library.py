@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+LEFT_TO_TRITON = ("project_", "lift_")  # registered from Python, in fastdiff/ops.py
 TARGETS, PTX = {"80", "90", "100"}, {"100"}  # what setup.py asks for where TORCH_CUDA_ARCH_LIST is not set
 # What the library may take from outside beside C and C++: libtorch's stable ABI, Python's limited API, the CUDA runtime.
 STABLE = re.compile(r"(aoti_)?torch_|Py|(__)?cuda")  # C names: libtorch's C++ ones begin with _ZN
@@ -49,15 +50,16 @@ def schemas():
 
 def test_every_op_has_its_schema_and_its_implementation(library, tmp_path):
     code = f"""
+left = {LEFT_TO_TRITON}
 for line, name in {schemas()}:
     full = "fastdiff::" + name
     assert torch._C._get_schema(full, "") == torch._C.parse_schema("fastdiff::" + line), name
     assert torch._C._dispatch_has_kernel_for_dispatch_key(full, "CUDA"), name
     where = torch._C._dispatch_dump(full).split("CUDA: ")[1].split("\\n")[0]
-    assert "csrc/cuda/library.cpp" in where, (name, where)
+    assert ("fastdiff/ops.py" if name in left else "csrc/cuda/library.cpp") in where, (name, where)
     print(name)
 """
-    assert python(code, tmp_path).split() == ["step_", "normal_", "fold_in", "run_keys", "raw_words"]
+    assert python(code, tmp_path).split() == ["step_", "normal_", *LEFT_TO_TRITON, "edit_", "fold_in", "run_keys", "raw_words"]
 
 
 CALLS = """
@@ -70,12 +72,17 @@ def step(shape=(2, 3), columns=None):
     meta = torch.tensor([[-1, 0, -1, -1]], dtype=torch.int32)
     return ops.step_, ([x, x.clone()], [x], None, torch.zeros(1, columns), meta, None, 0, *[None] * 9)
 
+def edit(terms=1, out=None, shape=(2, 3)):
+    h = torch.ones(shape)
+    return ops.edit_, (h if out is None else out, h, torch.ones(2, *shape[1:]), torch.zeros(shape[0], terms, dtype=torch.int64),
+                       torch.ones(shape[0], 1))
+
 keys, two = torch.zeros(2, 2, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.int64)
-right = [step(), (ops.normal_, (torch.zeros(2, 3), keys)), (ops.fold_in, (keys, torch.arange(2))),
+right = [step(), edit(), (ops.normal_, (torch.zeros(2, 3), keys)), (ops.fold_in, (keys, torch.arange(2))),
          (ops.run_keys, (torch.arange(2), two, two)), (ops.raw_words, (keys, 5))]
-wrong = [step(columns=3), (ops.normal_, (torch.zeros(3, 3), keys)), (ops.normal_, (torch.zeros(2, 3, dtype=torch.float64), keys)),
+wrong = [step(columns=3), edit(terms=2), edit(out=torch.ones(2, 4)), (ops.normal_, (torch.zeros(3, 3), keys)), (ops.normal_, (torch.zeros(2, 3, dtype=torch.float64), keys)),
          (ops.fold_in, (keys.int(), torch.arange(2))), (ops.run_keys, (torch.arange(2), two, two.T)), (ops.raw_words, (keys, -1))]
-empty = [step((0, 3)), step((2, 0))]
+empty = [step((0, 3)), step((2, 0)), edit(shape=(0, 3)), edit(shape=(2, 0))]
 
 def said(call, *args):
     try:
@@ -94,7 +101,7 @@ def test_calls_reach_the_driver_and_mistakes_are_refused_before(library, tmp_pat
     if torch.cuda.is_available():
         pytest.skip("there is a GPU: test_gpu.py calls the ops on it")
     lines = [json.loads(line) for line in python(CALLS, tmp_path).splitlines()]
-    assert [kind for kind, *_ in lines] == ["right"] * 5 + ["wrong"] * 6 + ["empty"] * 2
+    assert [kind for kind, *_ in lines] == ["right"] * 6 + ["wrong"] * 8 + ["empty"] * 4
     for kind, op, cuda, cpu in lines:
         if kind == "right":
             assert "libtorch failed in aoti_torch_get_current_cuda_stream" in cuda and "Error" not in cpu, (op, cuda, cpu)
@@ -135,7 +142,7 @@ def test_the_machine_code_of_every_target_is_inside(library):
         text = subprocess.run([cuobjdump(), option, library], capture_output=True, text=True, check=True).stdout
         return sorted(re.findall(r"\.sm_(\w+)\.(?:cubin|ptx)", text))
 
-    units = 2  # step.cu, noise.cu
+    units = 3  # step.cu, noise.cu, edit.cu
     assert listed("--list-elf") == sorted([*TARGETS] * units)
     assert listed("--list-ptx") == sorted([*PTX] * units)
 

@@ -34,11 +34,12 @@ def test_cpu_tensors_are_refused_unless_interpreted():
 def test_the_interpreter_is_left_as_it_was():
     code = """
 import torch, fastdiff.kernels as k
-from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, interpreter_builder as builder
+from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, ReduceOps, interpreter_builder as builder
 look = lambda: (InterpreterBuilder.create_fma, InterpreterBuilder.cast_impl, InterpreterBuilder.create_fp_to_fp,
-                InterpreterBuilder.create_splat, InterpretedFunction.__call__, builder.options)
+                InterpreterBuilder.create_splat, InterpretedFunction.__call__, ReduceOps.generic_reduce, builder.options)
 before = look()
 k.normal_(torch.zeros(2, 3), torch.zeros(2, 2, dtype=torch.int64))
+k.edit_(torch.ones(2, 3), torch.ones(2, 3), torch.ones(1, 3), None, torch.ones(2, 1))
 assert look() == before
 """
     done = run(code, TRITON_INTERPRET="1")

@@ -16,8 +16,8 @@ from collections import defaultdict
 import torch
 
 from cases import DTYPES
-from proof import draw
-from proof.execute import prove, prove_step
+from proof import draw, draw_steering
+from proof.execute import prove, prove_step, prove_vectors
 
 BACKENDS, TARGETS = ("cuda", "triton"), (80, 90, 100)
 FEATURES = ("plain", "bank", "everything", "dense")
@@ -32,14 +32,16 @@ def label(kernel):
     """A kernel's name as people read it: step<4 elements, bank, 3 outputs>."""
     if found := re.search(r"step_kernelILi(\d+)E\w*?FeaturesE(\d)ELi(\d)E", kernel.name):
         return f"step<{found[1]}, {FEATURES[int(found[2])]}, {found[3]}>"
-    if found := re.search(r"normal_kernelILi(\d+)E\w*?FeaturesE(\d)E", kernel.name):
-        return f"normal<{found[1]}, {FEATURES[int(found[2])]}>"
-    return re.search(r"(step|normal|fold_in|run_keys|raw_words)_kernel", kernel.name)[1]
+    if found := re.search(r"(normal|edit)_kernelILi(\d+)E\w*?FeaturesE(\d)E", kernel.name):
+        return f"{found[1]}<{found[2]}, {FEATURES[int(found[3])]}>"
+    if found := re.search(r"squares_kernelILi(\d)E", kernel.name):
+        return f"squares<{found[1]}>"
+    return re.search(r"([a-z_]+)_kernel", kernel.name)[1]
 
 
 def tasks(cases, first=0):
     """(name, dtype, task) of all that is to be shown; task(backend, arch) raises where something differs, and returns the recording.
-    cases: how many of step_; a third as many of normal_ in each dtype, an eighth of the rest."""
+    cases: how many of step_; a third as many of each op on vectors and of normal_ in each dtype, an eighth of the rest."""
 
     def step(i):
         return lambda backend, arch: prove_step(draw.step_case(i), backend, arch)
@@ -57,6 +59,17 @@ def tasks(cases, first=0):
     def key(op, args, expected):
         return lambda backend, arch: prove(backend, arch, torch.from_numpy(expected), op, *args)
 
+    def vectors(op, i, checked=True):
+        def task(backend, arch):
+            return prove_vectors(backend, arch, op, draw_steering.case(op, i, not checked), checked)
+
+        return f"{op} {i}" if checked else f"{op} clamped {i}", draw_steering.dtype_of(op, draw_steering.case(op, i, not checked)), task
+
+    for i in range(first, first + -(-cases // 3)):
+        for op in draw_steering.OPS:
+            yield vectors(op, i)
+            if i % 6 == 0:
+                yield vectors(op, i, checked=False)
     for i in range(first, first + cases):
         yield f"step_ {i}", draw.dtype_of(draw.step_case(i)), step(i)
     for i in range(first, first + -(-cases // 8)):
@@ -75,17 +88,20 @@ def results(backends=BACKENDS, targets=TARGETS, cases=72, first=0, keep=lambda n
         if not keep(name):
             continue
         for backend_name in backends:
+            if name.split()[0] not in backend(backend_name).OPS:
+                continue
             for arch in targets:
                 try:
-                    kernel, failure = label(task(backend(backend_name), arch).launches[0].kernel), None
+                    kernels, failure = {label(one.kernel) for one in task(backend(backend_name), arch).launches}, None
                 except Exception as error:
-                    kernel = label(error.kernel) if hasattr(error, "kernel") else name.split()[0].rstrip("_")
+                    kernels = {label(error.kernel) if hasattr(error, "kernel") else name.split()[0].rstrip("_")}
                     failure = f"{type(error).__name__}: {error}"
-                entry = found[backend_name, kernel, arch, dtype]
-                entry[0] += 1
-                entry[1] += failure is None
-                if failure:
-                    entry[2][name] = failure
+                for kernel in kernels:
+                    entry = found[backend_name, kernel, arch, dtype]
+                    entry[0] += 1
+                    entry[1] += failure is None
+                    if failure:
+                        entry[2][name] = failure
     return [dict(zip(("backend", "kernel", "target", "dtype", "cases", "equal", "failures"), (*key, *entry)))
             for key, entry in sorted(found.items())]
 

@@ -40,8 +40,8 @@ import ptx.machine
 from fastdiff.files import written
 from proof import sass
 from proof.bits import BACKENDS, TARGETS, backend, label
-from proof.execute import execute
-from proof.workloads import workloads
+from proof.execute import allocated, execute
+from proof.workloads import LAUNCHES, workloads
 from ptx import Counts
 
 FILE = Path(__file__).resolve().parents[1] / "budgets.json"
@@ -95,12 +95,12 @@ def cuda_code(arch, annotated):
         assembler = cuda_build.nvcc().parent / "ptxas"
 
         def build(to):
-            for unit in ("step", "noise"):
+            for unit in cuda_build.UNITS:
                 cuda_build._run([assembler, f"-arch=sm_{arch}", "-lineinfo", folder / f"{unit}.ptx", "-o", to / f"{unit}.cubin"])
 
         annotated = cuda_build.kept(f"lines_{arch}", build, str(assembler))
     bodies, used = {}, {}
-    for unit in ("step", "noise"):
+    for unit in cuda_build.UNITS:
         cubin = (folder / f"{unit}.cubin").read_bytes()
         used |= sass.resources(cubin)
         bodies |= sass.read((annotated / f"{unit}.cubin").read_bytes() if annotated else cubin)
@@ -130,10 +130,10 @@ def measured(name, case, arch):
     """The row of a backend, a case of ``workloads`` and a target."""
     w = workloads()[case]()
     recording = backend(name).record(arch, w.op, *w.args)
-    (launch,) = recording.launches
-    outputs = [] if recording.result is None else [recording.result]
+    assert len(recording.launches) == LAUNCHES.get(w.op, 1)
+    launch, outputs = recording.launches[w.launch], [] if recording.result is None else [recording.result]
     with mock.patch.object(ptx.machine, "Counts", Traffic):
-        (counts,) = execute(recording, [*w.written, *outputs])
+        counts = execute(recording, [*w.written, *outputs, *allocated(recording, w.args)])[w.launch]
     body, used = code(name, launch, arch)
     elements = w.elements or recording.result.numel()
     loaded, stored, sectors, least, width, table = traffic(counts, [*w.tensors, *outputs])
@@ -214,8 +214,8 @@ def measure(name, arch, cases):
 
 def tasks(backends=BACKENDS, targets=TARGETS, parts=2):
     """Arguments of ``measure`` for everything, in pieces that processes share."""
-    cases = list(workloads())
-    return [(name, arch, cases[part::parts]) for name in backends for arch in targets for part in range(parts)]
+    return [(name, arch, list(workloads(backend(name).OPS))[part::parts])
+            for name in backends for arch in targets for part in range(parts)]
 
 
 def write(rows, compiled_):

@@ -15,6 +15,7 @@ from proof.execute import Recording
 from ptx import Launch, parse
 
 NAME = "cuda"
+OPS = ("step_", "normal_", "edit_", "fold_in", "run_keys", "raw_words")
 
 
 @functools.cache
@@ -28,11 +29,18 @@ def _ops():
     return torch.ops.fastdiff_cuda_recorded, cuda_build.recorded_ops(), library
 
 
+def _stolen(handle):
+    """The tensor of a handle of libtorch's stable ABI, which is taken over."""
+    capsule = ctypes.pythonapi.PyCapsule_New
+    capsule.restype, capsule.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+    return torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(capsule(handle, None, None))
+
+
 @functools.cache
 def kernels(arch):
     """{mangled name: kernel} of sm_``arch``."""
     folder = cuda_build.compiled(arch)
-    modules = [parse((folder / f"{unit}.ptx").read_text()) for unit in ("step", "noise")]
+    modules = [parse((folder / f"{unit}.ptx").read_text()) for unit in cuda_build.UNITS]
     return {name: kernel for module in modules for name, kernel in module.kernels.items()}
 
 
@@ -41,6 +49,7 @@ def record(arch, op, *args):
     ops, lib, _ = _ops()
     lib.forget_launches()
     result = getattr(ops, op)(*args)
+    own = [_stolen(lib.take_allocated()) for _ in range(lib.allocated_count())]  # what the op allocated, its result included
     launches = []
     for i in range(lib.launch_count()):
         shape = (ctypes.c_uint64 * 8)()
@@ -50,10 +59,13 @@ def record(arch, op, *args):
         assert len(parameters) == kernel.param_bytes
         launches.append(Launch(kernel, tuple(shape[:3]), tuple(shape[3:6]), parameters, shape[6]))
     assert lib.other_count() == 0
-    given = [t for value in (*args, result) for t in (value if isinstance(value, list) else [value])]
+    given = [t for value in (*args, *own) for t in (value if isinstance(value, list) else [value])]
     return Recording(result, launches, [t for t in given if isinstance(t, torch.Tensor)])
 
 
 def record_unchecked_step(arch, case):
     """The CUDA library leaves indices that stand on the device to the kernel."""
     return record(arch, "step_", *case.args())
+
+
+record_unchecked = record

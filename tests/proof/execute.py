@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 import torch
 
 from cases import assert_same, expected_case
+from fastdiff import _reference_ops
+from fastdiff.testing.inputs import moved
+from proof import draw_steering
 from ptx import Memory
 
 
@@ -110,6 +113,29 @@ def prove(backend, arch, expected, op, *args, out=None):
         execute(recording, [out])
         assert torch.equal(_bytes(out), _bytes(expected)), f"{op}: {int((out != expected).sum())} of {out.numel()} elements differ"
     return recording
+
+
+def prove_vectors(backend, arch, op, args, checked=True):
+    """The same of an op on vectors, which writes its first argument."""
+    copies = list(moved(dict(enumerate(args)), "cpu").values())
+    getattr(_reference_ops, op)(*(copies if checked else draw_steering.within(op, copies)))
+    recording = (backend.record if checked else backend.record_unchecked)(arch, op, *args)
+    own = allocated(recording, args)
+    for t in own:
+        t.view(torch.int32).fill_(0x7FC5A5A5)  # NaN: what is read before it was written is noticed
+    with _naming(recording):
+        execute(recording, [args[0], *own])
+        out, expected = args[0], copies[0]
+        if not torch.equal(_bytes(out), _bytes(expected)):
+            wrong = int((out.contiguous().view(torch.uint8) != expected.contiguous().view(torch.uint8)).sum())
+            raise AssertionError(f"{op}: {wrong} bytes of {out.numel()} elements differ from what is expected")
+    return recording
+
+
+def allocated(recording, args):
+    """The tensors that an op has made for itself: launches write there for those that follow."""
+    given = {t.untyped_storage().data_ptr() for t in args if isinstance(t, torch.Tensor)}
+    return [t for t in recording.tensors if t.untyped_storage().data_ptr() not in given]
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from proof import budgets, table
-from proof.bits import BACKENDS, TARGETS
+from proof.bits import BACKENDS, TARGETS, backend
 from proof.roofline import BANDWIDTH, LAUNCH, SLOTS, predict
 from proof.workloads import workloads
 
@@ -23,17 +23,24 @@ BYTES = {
     "2 steering vectors, float16": (8, 2), "inpainting, float16": (8, 2), "rows by token, float16": (4, 2),
     "ragged, float16": (4, 2), "channels-last, float32": (8, 4),
     "normal, float32": (0, 4), "normal, float16": (0, 2), "normal, bfloat16": (0, 2),
+    # The norm of a sample is one number; every sample has vectors of its own. An element of a projection is a product: one number
+    # of a vector, and an eighth of one of the sample, which is read for eight vectors.
+    "norm, float32": (4, 0), "norm, float16": (2, 0), "norm, bfloat16": (2, 0), "norm channels-last, float16": (2, 0),
+    "norm ragged, float16": (2, 0), "edit, float32": (8, 4), "edit, float16": (6, 2), "edit, bfloat16": (6, 2),
+    "edit channels-last, float16": (6, 2), "edit ragged, float16": (6, 2), "edit with 2 vectors, float16": (10, 2),
+    "project on 16 vectors, float32": (4.5, 0), "project on 16 vectors, float16": (4.25, 0), "lift 16 vectors, float32": (64, 4),
     "fold_in, int64": (12, 8), "run_keys, int64": (0, 8), "raw_words, int64": (0, 4),
 }  # fmt: skip
 # Bytes of the narrowest access where it is not 16: samples that are not aligned or not contiguous, kernels that take any case.
-NARROW = {"ragged, float16": 2, "channels-last, float32": 4, "raw_words, int64": 4, "fold_in, int64": 8,
+NARROW = {"ragged, float16": 2, "channels-last, float32": 4, "norm ragged, float16": 2, "norm channels-last, float16": 2,
+          "edit ragged, float16": 2, "raw_words, int64": 4, "fold_in, int64": 8,
           "run_keys, int64": 8, ("cuda", "inpainting, float16"): 8, ("cuda", "rows by token, float16"): 8,
           ("triton", "mixed dtypes, float16"): 8}
 HALVES = ("fold_in, int64", "run_keys, int64")  # Triton brings the two halves of a key together through shared memory
 
 
 def test_every_launch_has_a_budget():
-    launches = {(name, f"sm_{arch}", case) for name in BACKENDS for arch in TARGETS for case in workloads()}
+    launches = {(name, f"sm_{arch}", case) for name in BACKENDS for arch in TARGETS for case in workloads(backend(name).OPS)}
     assert {row[:3] for row in ROWS} == launches
     assert set(KEPT["compiled"]) == {f"sm_{arch}" for arch in TARGETS}
 
@@ -49,20 +56,20 @@ def test_what_no_budget_may_allow(name):
             assert row["shared"] == row["barriers"] == 0, about
         assert row["width"] >= NARROW.get((name, case), NARROW.get(case, 16)), about
         if target == "sm_90":
-            assert row["agreeing"] > 0.8 and 0 < row["double"] < row["sass"] < 2 * row["ptx"], about
+            assert row["agreeing"] > 0.75 and 0 <= row["double"] < row["sass"] < 2 * row["ptx"], about
     for target, kernels in KEPT["compiled"].items():
         assert all(k["stack"] == k["spills"] == k["shared"] == 0 for k in kernels.values()), target
 
 
 def test_cuda():
     budgets.same_compilers()
-    assert budgets.compared(budgets.measure("cuda", 90, workloads()), KEPT) == []
+    assert budgets.compared(budgets.measure("cuda", 90, workloads(backend("cuda").OPS)), KEPT) == []
 
 
 def test_triton():
     """Some: compiling all takes minutes, and is done in ``make gpu-proof``."""
     budgets.same_compilers()
-    some = ["ddpm, float16", "2 steering vectors, float16", "normal, float32"]
+    some = ["ddpm, float16", "2 steering vectors, float16", "normal, float32", "lift 16 vectors, float32"]
     assert budgets.compared(budgets.measure("triton", 90, some), KEPT) == []
 
 
@@ -71,7 +78,7 @@ def test_where_the_default_has_the_better_budget():
     for float32 (where memory is the limit for both), vectors, masks, ragged and channels-last samples. At the sizes of latents
     one launch takes longer than any of it."""
     cuda, triton = (KEPT["launches"][name]["sm_90"] for name in ("cuda", "triton"))
-    fewer = {case for case in cuda if cuda[case]["sass"] < triton[case]["sass"]}
+    fewer = {case for case in cuda if case in triton and cuda[case]["sass"] < triton[case]["sass"]}
     assert fewer == {"ddim, float16", "ddim, bfloat16", "ddpm, float16", "ddpm, bfloat16", "dpmpp_2m_sde, float16",
                      "mixed dtypes, float16", "rows by token, float16",
                      "normal, float32", "normal, float16", "normal, bfloat16"}  # fmt: skip
@@ -118,7 +125,7 @@ def test_the_table_says_what_is_wrong():
     assert good["failures"] == good["over_budget"] == [] and good["executions"] == good["equal"] == 3 * len(proved)
     assert "differ" not in text.getvalue() and "over budget:" not in text.getvalue()
     lines = [line for line in good["rows"] if line["case"]]
-    assert len(lines) == 2 * len(workloads()) and all(len(line["targets"]) == 3 and "predicted" in line for line in lines)
+    assert len(lines) == sum(len(workloads(backend(name).OPS)) for name in BACKENDS) and all(len(line["targets"]) == 3 and "predicted" in line for line in lines)
     key = ("cuda", "sm_90", "ddpm, float16")
     rows[key] = {**rows[key], "registers": 200}
     proved["triton", "step", "float16", "sm_80"] = {"cases": 3, "equal": 2, "failures": {"step_ 5": "AssertionError: expected 1"}}

@@ -4,14 +4,14 @@ import pytest
 
 import cases
 import cuda_build
-from proof import lint
+from proof import draw_steering, lint
 from proof.bits import TARGETS, backend
 from proof.draw import step_case
 
 
 @pytest.mark.parametrize("arch", TARGETS)
 def test_cuda(arch):
-    for unit in ("step", "noise"):
+    for unit in cuda_build.UNITS:
         text = (cuda_build.compiled(arch) / f"{unit}.ptx").read_text()
         assert len(lint.statements(text)) > 1000 and lint.faults(text) == []
 
@@ -60,6 +60,8 @@ def test_triton(arch):
     launches = [triton.record(arch, "step_", *step_case(i).args()).launches[0] for i in (0, 8, 11)]
     for dtype in cases.DTYPES.values():
         launches += triton.record(arch, "normal_", torch.zeros(2, 40, dtype=dtype), torch.zeros(2, 2, dtype=torch.int64)).launches
+    for op in (op for op in draw_steering.OPS if op in triton.OPS):
+        launches += triton.record(arch, op, *draw_steering.case(op, 2)).launches
     for one in launches:
         text = triton.compiled(one)[0]
         assert len(lint.statements(text)) > 100 and lint.faults(text) == []

@@ -1,4 +1,5 @@
-"""The launches that have a budget: steps of real samplers on latents (2, 4, 64, 64), noise, keys.
+"""The launches that have a budget: steps of real samplers on latents (2, 4, 64, 64), edits of activations (2, 128, 16, 16),
+projections, noise, keys.
 
 The tensors of a workload are those with a value for each element: they decide what the launch costs. The table, the keys of
 the noise and the indices are the rest.
@@ -16,7 +17,9 @@ from proof import draw
 from proof.execute import written
 
 SHAPE = (2, 4, 64, 64)
+ACTIVATION = (2, 128, 16, 16)
 RAGGED = (2, 3, 63, 65)
+LAUNCHES = {"edit_": 2}  # of an op that takes more than one
 ROW = 3  # of six steps: everything that a sampler uses is in use
 
 
@@ -26,6 +29,7 @@ class Workload(NamedTuple):
     written: list  # what may be written, besides what the op returns
     tensors: list  # with a value for each element, besides what the op returns
     elements: int  # 0: those of what the op returns
+    launch: int = 0  # which one of the op's
 
 
 def keys(i, count):
@@ -75,6 +79,14 @@ def _step(dtype, *, sampler="ddpm", shape=SHAPE, mixed=False, layout=torch.conti
     return Workload("step_", case.args(), written(case), each, case.sample.numel())
 
 
+def _edit(dtype, launch, *, shape=ACTIVATION, terms=1, layout=torch.contiguous_format):
+    """edit_ in place, each sample by vectors of its own. launch: 0 the sums of squares, 1 the edit."""
+    h, bank = _values(shape, dtype, layout), _values((shape[0] * terms, *shape[1:]), torch.float32, layout)
+    index = torch.arange(len(bank), dtype=torch.int32).reshape(shape[0], terms)
+    args = (h, h, bank, index, torch.full(index.shape, 0.5))
+    return Workload("edit_", args, [h], [h] if launch == 0 else [h, bank], h.numel(), launch)
+
+
 def _name(dtype):
     return next(name for name, d in DTYPES.items() if d == dtype)
 
@@ -84,34 +96,65 @@ def _normal(dtype):
     return Workload("normal_", (out, keys(0, len(out))), [out], [out], out.numel())
 
 
-def workloads():
-    """{"name, dtype": function that makes the Workload}"""
+def _project(dtype, vectors):
+    """An element is a product: one of a sample's with that of one vector."""
+    x, basis = _values(SHAPE, dtype), _values((vectors, *SHAPE[1:]), torch.float32)
+    out, gain = torch.zeros(len(x), vectors), torch.full((1, vectors), 0.5)
+    args = (out, x, basis, None, gain, torch.zeros_like(gain), torch.ones_like(out), None, 0)
+    return Workload("project_", args, [out], [x, basis], x.numel() * vectors)
+
+
+def _lift(vectors):
+    out, basis = torch.zeros(SHAPE), _values((vectors, *SHAPE[1:]), torch.float32)
+    return Workload("lift_", (out, basis, None, torch.ones(len(out), vectors)), [out], [out, basis], out.numel())
+
+
+def _ops():
+    """{"name, dtype": (op, function that makes the Workload)}"""
     f32, f16, bf16 = DTYPES.values()
     made = {}
 
-    def add(name, dtype, **options):
-        made[f"{name}, {_name(dtype)}"] = lambda: _step(dtype, **options)
+    def add(op, name, dtype, function, *args, **options):
+        made[f"{name}, {_name(dtype)}"] = op, lambda: function(*args, **options)
+
+    def step(name, dtype, **options):
+        add("step_", name, dtype, _step, dtype, **options)
 
     for sampler in ("ddim", "ddpm"):
         for dtype in (f32, f16, bf16):
-            add(sampler, dtype, sampler=sampler)
+            step(sampler, dtype, sampler=sampler)
     for dtype in (f32, f16):
-        add("dpmpp_2m_sde", dtype, sampler="dpmpp_2m_sde")
-    add("mixed dtypes", f16, mixed=True)
-    add("2 steering vectors", f16, bank=2)
-    add("inpainting", f16, masked=True)
-    add("rows by token", f16, shape=(2, 256, 64), tokens=256)
-    add("ragged", f16, shape=RAGGED)
-    add("channels-last", f32, layout=torch.channels_last)
+        step("dpmpp_2m_sde", dtype, sampler="dpmpp_2m_sde")
+    step("mixed dtypes", f16, mixed=True)
+    step("2 steering vectors", f16, bank=2)
+    step("inpainting", f16, masked=True)
+    step("rows by token", f16, shape=(2, 256, 64), tokens=256)
+    step("ragged", f16, shape=RAGGED)
+    step("channels-last", f32, layout=torch.channels_last)
     for dtype in (f32, f16, bf16):
-        made[f"normal, {_name(dtype)}"] = lambda dtype=dtype: _normal(dtype)
+        add("normal_", "normal", dtype, _normal, dtype)
+    for dtype in (f32, f16, bf16):
+        add("edit_", "norm", dtype, _edit, dtype, 0)
+        add("edit_", "edit", dtype, _edit, dtype, 1)
+    for what, options in (("channels-last", {"layout": torch.channels_last}), ("ragged", {"shape": (2, 61, 15, 17)})):
+        add("edit_", f"norm {what}", f16, _edit, f16, 0, **options)
+        add("edit_", f"edit {what}", f16, _edit, f16, 1, **options)
+    add("edit_", "edit with 2 vectors", f16, _edit, f16, 1, terms=2)
+    for dtype in (f32, f16):
+        add("project_", "project on 16 vectors", dtype, _project, dtype, 16)
+    add("lift_", "lift 16 vectors", f32, _lift, 16)
 
     def key_op(op, args, tensors):
-        return lambda: Workload(op, args, [], tensors, 0)
+        made[f"{op}, int64"] = op, lambda: Workload(op, args, [], tensors, 0)
 
     many, data = keys(0, 4096), torch.arange(4096)
     seeds, streams, draws = many[:64, 0].contiguous(), *(t.clone() for t in keys(1, 64).reshape(2, 64, 1))
-    made["fold_in, int64"] = key_op("fold_in", (many, data), [many, data])
-    made["run_keys, int64"] = key_op("run_keys", (seeds, streams, draws), [])
-    made["raw_words, int64"] = key_op("raw_words", (many[:2], 16384), [])
+    key_op("fold_in", (many, data), [many, data])
+    key_op("run_keys", (seeds, streams, draws), [])
+    key_op("raw_words", (many[:2], 16384), [])
     return made
+
+
+def workloads(ops=None):
+    """{"name, dtype": function that makes the Workload} of some ops, None for all."""
+    return {name: function for name, (op, function) in _ops().items() if ops is None or op in ops}

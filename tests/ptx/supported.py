@@ -21,7 +21,7 @@ def cuda(arch):
     sys.path.append(str(TESTS / "cuda"))
     import cuda_build
 
-    for unit in ("step", "noise"):
+    for unit in cuda_build.UNITS:
         yield unit, (cuda_build.compiled(arch) / f"{unit}.ptx").read_text()
 
 

@@ -21,7 +21,7 @@ if not cuda_build.CUDA.is_dir():
 
 
 @pytest.mark.parametrize("arch", [80, 90, 100])
-@pytest.mark.parametrize("unit", ["step", "noise"])
+@pytest.mark.parametrize("unit", cuda_build.UNITS)
 def test_cuda_kernels_are_understood(arch, unit):
     module = parse((cuda_build.compiled(arch) / f"{unit}.ptx").read_text())
     assert unsupported(module) == []

@@ -1,0 +1,21 @@
+"""Guidance by gradients: what steering without gradients is timed against, each method in its cheapest correct form.
+
+    guide = fd.guidance.tfg(fd.guidance.labels(network, classes=10), target=3, rho=1.0, mu=0.25)
+    images = fd.sample(model, plan, shape, seeds, steering=[guide])
+    guide.counts
+
+classifier        a classifier of noisy images: no gradient through the network
+classifier_free   a conditional network against an unconditional one
+training_free     a classifier of clean images; dps, lgd, freedom, mpgd, ugd, tfg are settings of it
+time_travel       the plan that takes each step several times
+"""
+
+from .classifier import ClassifierGuidance, classifier
+from .classifier_free import ClassifierFree, classifier_free
+from .gradient import Labels, labels
+from .presets import dps, freedom, lgd, mpgd, tfg, ugd
+from .training_free import TrainingFree, training_free
+from .travel import time_travel
+
+__all__ = ["ClassifierFree", "ClassifierGuidance", "Labels", "TrainingFree", "classifier", "classifier_free", "dps", "freedom",
+           "labels", "lgd", "mpgd", "tfg", "time_travel", "training_free", "ugd"]

@@ -1,0 +1,21 @@
+"""The checkout's networks, and one thread for tiny ones."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+# Last, not first: the checkout's root also holds `kernels`, which must not hide a distribution of that name.
+ROOT = str(Path(__file__).parents[2])
+if ROOT not in sys.path:
+    sys.path.append(ROOT)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny networks gain nothing from more threads, and threads that wait for a core another program has lose much."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
