@@ -8,13 +8,14 @@ import numpy as np
 import torch
 
 from benchmarks.steering.methods import CLEAN, CONDITIONED, GRADIENT_FREE, METHODS, NOISY
-from benchmarks.steering.report import best_gradient_free, front
+from benchmarks.steering.report import best_gradient_free, distance, front, narrowness
 from benchmarks.zoo.data import CLASSES
 from fastdiff.files import written
 
 __all__ = ["curves", "methods", "pyplot", "studies"]
 
 COLOURS = {GRADIENT_FREE: "#1b6ca8", CLEAN: "#c1440e", NOISY: "#d99a00", CONDITIONED: "#6b4c9a"}
+LEAST = 0.1  # a pooled distance may come out at 0 or below
 MARKERS = "osD^vP*Xh<>p"
 
 
@@ -67,18 +68,25 @@ def curves(results: dict, path: Path) -> None:
         kind = METHODS[name].family
         number = counts[kind] = counts.get(kind, -1) + 1
         style = {"color": COLOURS.get(kind, "gray"), "marker": MARKERS[number % len(MARKERS)], "ms": 4}
-        for axis, quality, sign in ((axes[0], "pooled", 1), (axes[1], "diversity", -1)):
-            axis.plot([t[quality] for t in trials], [t["accuracy"] for t in trials], ls="", alpha=0.25, **style)
-            line = front(trials, quality, sign)
+        for axis, quality, cost in ((axes[0], "pooled", distance), (axes[1], "diversity", narrowness)):
+            axis.plot([max(t[quality], LEAST) for t in trials], [t["accuracy"] for t in trials], ls="", alpha=0.25, **style)
+            line = front(trials, cost)
             axis.plot(
-                [t[quality] for t in line], [t["accuracy"] for t in line], lw=2.2 if name == best else 1, label=name, **style
+                [max(t[quality], LEAST) for t in line],
+                [t["accuracy"] for t in line],
+                lw=2.2 if name == best else 1,
+                label=name,
+                **style,
             )
     for axis, text in ((axes[0], "distance to the class's real images (pooled, search)"), (axes[1], "diversity")):
         axis.axhline(results["criterion"]["real_accuracy"], color="k", lw=0.8, ls=":")
         axis.set_xlabel(text)
         axis.set_ylabel("accuracy")
         axis.grid(alpha=0.3)
-    axes[0].set_xscale("symlog", linthresh=1)
+    axes[0].set_xscale("log")
+    axes[0].xaxis.set_major_formatter("{x:g}")
+    axes[0].xaxis.set_minor_formatter("{x:g}")
+    axes[0].tick_params(axis="x", which="both", labelsize=7, rotation=45)
     axes[1].set_xlim(0, 2)
     axes[0].text(
         0.01,

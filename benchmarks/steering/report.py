@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.steering.methods import CLEAN, CONDITIONED, GRADIENT_FREE, METHODS, NOISY
@@ -60,9 +61,13 @@ def family(results: dict, *families: str) -> list[str]:
     return [n for n, r in results["results"].items() if "failed" not in r and n in METHODS and METHODS[n].family in families]
 
 
+NAMES = {"frechet": "Frechet", "pooled": "Frechet, pooled"}
+
+
 def measure(results: dict) -> str:
     """The Frechet distance, or, with few samples a class, the pooled one."""
-    return "pooled" if results["real"]["frechet"] is None else "frechet"
+    entries = [results["real"], *(r for r in results["results"].values() if "failed" not in r)]
+    return "pooled" if any(e["frechet"] is None for e in entries) else "frechet"
 
 
 def best_gradient_free(results: dict) -> str | None:
@@ -113,14 +118,23 @@ def targets(results: dict) -> list[dict]:
     return [dict(zip(("what", "target", "found", "reached"), row)) for row in rows]
 
 
-def front(trials: list[dict], quality: str, sign: float) -> list[dict]:
-    """Trials that no other beats in accuracy and quality both; sign: 1 where less is better. From the most accurate on."""
+def front(trials: list[dict], cost: Callable[[dict], float]) -> list[dict]:
+    """Trials that no other beats in accuracy and cost both, less of which is better. From the most accurate on."""
     found, best = [], float("inf")
-    for t in sorted((t for t in trials if t.get("pooled") is not None), key=lambda t: (-t["accuracy"], sign * t[quality])):
-        if sign * t[quality] < best:
-            best = sign * t[quality]
+    for t in sorted((t for t in trials if t.get("pooled") is not None), key=lambda t: (-t["accuracy"], cost(t))):
+        if cost(t) < best:
+            best = cost(t)
             found.append(t)
     return found
+
+
+def distance(trial: dict) -> float:
+    return trial["pooled"]
+
+
+def narrowness(trial: dict) -> float:
+    """Diversity above that of real images is no merit: it is distortion, or other classes."""
+    return -min(trial["diversity"], 1.0)
 
 
 def above_the_curve(results: dict) -> list[str]:
@@ -137,7 +151,7 @@ def above_the_curve(results: dict) -> list[str]:
     for name, searched in results["search"].items():
         if METHODS[name].family not in (CLEAN, NOISY):
             continue
-        for t in front(searched["trials"], "pooled", 1):
+        for t in front(searched["trials"], distance):
             if not any(o["accuracy"] >= t["accuracy"] and o["pooled"] <= t["pooled"] for o in own):
                 found.append(name)
                 break
@@ -186,7 +200,9 @@ def figures(entry: dict, what: str) -> list[str]:
 def _table(results: dict, pictures: dict) -> str:
     what, real, ours = measure(results), results["real"], best_gradient_free(results)
     lines = [
-        table_row("method", "accuracy", "Frechet", "diversity", "s / image", "U-Net encoder", "decoder", "classifier", "peak MB"),
+        table_row(
+            "method", "accuracy", NAMES[what], "diversity", "s / image", "U-Net encoder", "decoder", "classifier", "peak MB"
+        ),
         "|---" * 9 + "|",
         table_row("real test images", *figures(real, what), *"–––––"),
     ]
@@ -217,7 +233,13 @@ def _table(results: dict, pictures: dict) -> str:
 def _hardest(results: dict, what: str) -> list[str]:
     real = results["real"]
     hardest = min(real["per_class"], key=lambda c: real["per_class"][c]["accuracy"])
-    lines = ["", f"The class that is hardest to judge, {hardest}:", "", "| method | accuracy | Frechet |", "|---|---|---|"]
+    lines = [
+        "",
+        f"The class that is hardest to judge, {hardest}:",
+        "",
+        table_row("method", "accuracy", NAMES[what]),
+        "|---" * 3 + "|",
+    ]
     for name, entry in [("real test images", real), *results["results"].items()]:
         if "failed" not in entry:
             one = entry["per_class"][hardest]

@@ -4,6 +4,9 @@
 
 namespace fastdiff {
 
+// Of one block of project_: samples that share what is read of the vectors, terms, and floats for the second level by sample.
+constexpr int kGroup = 16, kColumns = 64, kPartials = 1024;
+
 struct Kernels {
   const char* name;
   // Applies the row to units first .. last - 1 of the batch; `args` is the StepArgs of that instruction set's namespace,

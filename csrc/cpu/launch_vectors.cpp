@@ -44,7 +44,6 @@ int64_t share(int64_t count, int64_t step, int64_t most, int64_t others) {
 }  // namespace
 
 void launch_project(const ProjectArgs& a) {
-  constexpr int64_t kGroup = 16, kColumns = 64, kPartials = 1024;  // as in project.h
   const Kernels& k = kernels();
   const int64_t groups = (a.batch + kGroup - 1) / kGroup, chunks = chunks_of(a.numel);
   int64_t lanes = 1, most = kColumns;
@@ -57,7 +56,7 @@ void launch_project(const ProjectArgs& a) {
 }
 
 void launch_lift(const LiftArgs& a) {
-  constexpr int64_t kGroup = 16, kCached = 1 << 17;  // values of the vectors that stay in a cache for the next samples
+  constexpr int64_t kCached = 1 << 17;  // values of the vectors that stay in a cache for the next samples
   const Kernels& k = kernels();
   const int64_t groups = (a.batch + kGroup - 1) / kGroup, terms = a.terms.count > 0 ? a.terms.count : 1;
   const int64_t most = kCached / terms < 128 ? 128 : kCached / terms / 128 * 128;

@@ -4,15 +4,11 @@
 
 namespace FASTDIFF_NAMESPACE {
 
-constexpr int kGroup = 16;                // samples that share what is read of the vectors
-constexpr int kColumns = 64;              // terms at most
-constexpr int kPartials = kGroup * 1024;  // floats for the second level
-
 struct ProjectSpace {
   alignas(64) float x[kGroup][kChunk];
   alignas(64) float v[kTileVectors][kChunk];
   alignas(64) float x_tail[kGroup][Lane::kWidth], v_tail[kTileVectors][Lane::kWidth];
-  alignas(64) float sums[kPartials];  // (samples of the group, listed terms, lanes of the second level)
+  alignas(64) float sums[kGroup * kPartials];  // (samples of the group, listed terms, lanes of the second level)
   int32_t vector[kGroup][kColumns];   // of each term: v where its dot product is needed, -2 - v where the gain is 0, -1 without weight
   int column[kColumns], listed;       // the terms whose dot product is needed
 };

@@ -310,6 +310,11 @@ def test_the_section_is_written_between_its_markers(results, tmp_path):
     )
 
 
+def test_few_samples_a_class_are_reported_by_the_pooled_distance(results):
+    results["results"]["NA"]["frechet"] = None
+    assert report.measure(results) == "pooled" and "| NA | 0.940 ± 0.010 | 3.00 |" in report.render(results, {})
+
+
 def test_plots(results, tmp_path):
     plots.curves(results, tmp_path / "curves.png")
     plots.methods({"NA": torch.zeros(4, 1, 28, 28, dtype=torch.uint8)}, [1, 1, 6, 6], tmp_path / "methods.png")
@@ -319,7 +324,7 @@ def test_plots(results, tmp_path):
 
 def test_the_front_is_what_no_other_trial_beats():
     trials = [trial(0.9, 5.0), trial(0.8, 4.0), trial(0.85, 6.0), trial(0.7, 4.5), {"failed": "NaN"}]
-    assert [t["pooled"] for t in report.front(trials, "pooled", 1)] == [5.0, 4.0]
+    assert [t["pooled"] for t in report.front(trials, report.distance)] == [5.0, 4.0]
 
 
 # ---- the command
