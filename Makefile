@@ -38,9 +38,10 @@ budgets: $(VENV)/.built
 gpu-proof: $(VENV)/.built
 	PYTHONPATH=tests $(BIN)/python -m proof.table
 
-# Is every instruction of three step kernels looked at by some case?
+# Is every instruction of six step kernels, and every field of a launch, looked at by some case? Half an hour and more.
 mutation: $(VENV)/.built
 	PYTHONPATH=tests $(BIN)/python -m proof.mutate
+	PYTHONPATH=tests $(BIN)/python -m proof.parameters
 
 # Launches, copies and waits of each step, beside those of diffusers and k-diffusion.
 launches: $(VENV)/.built

@@ -1,7 +1,8 @@
 """``edit_`` for Triton, in two launches: ``fastdiff/reference/edit.py`` says what it means.
 
 The first takes the sum of squares of every chunk. In the second each program adds them up to the norm of its sample, and adds the
-vectors to its tile: nothing is waited for in between but the first launch.
+vectors to its tile: nothing is waited for in between but the first launch. A program is one warp, so that no sum goes through shared
+memory.
 """
 
 import torch
@@ -81,11 +82,11 @@ def arguments(sums, out, h, bank, index, weight):
     g, terms, chunks = geometry([h]), weight.shape[1], sums.shape[1]
     squares = grid(chunks, g.batch), (
         sums, h, stride(h), weight, stride(weight), terms, g.batch, chunks, g.numel, g.inner, g.groups,
-    ), dict(MODE=g.modes[0], LARGE=g.large, V=g.V, num_warps=2)  # fmt: skip
+    ), dict(MODE=g.modes[0], LARGE=g.large, V=g.V, num_warps=1)  # fmt: skip
     g = geometry([out, h], others=[bank], axes=[1], noisy=False)
     edit = g.grid, (
         out, stride(out), h, stride(h), bank, stride(bank), len(bank), index, stride(index), weight, stride(weight), sums, chunks, terms,
         g.batch, g.numel, g.inner, g.groups,
-    ), dict(OUT_MODE=g.modes[0], H_MODE=g.modes[1], BANK_MODE=g.modes[2], LARGE=g.large, QUADS=g.quads, V=g.V, TERMS=at_once(terms),
-            num_warps=g.num_warps)  # fmt: skip
+    ), dict(OUT_MODE=g.modes[0], H_MODE=g.modes[1], BANK_MODE=g.modes[2], LARGE=g.large, QUADS=g.quads, V=g.V,
+            TERMS=min(2, at_once(terms)), num_warps=1)  # fmt: skip
     return squares, edit

@@ -46,19 +46,18 @@ struct Mask {
     Place q = p;
     q.e0 = p.e0 - quotient(p.e0, a.mask_period) * a.mask_period;
     if (has(launch.aligned, kAlignedMask)) {
+      q.lo = 0, q.hi = E;  // its period is one of whole threads
       load<E, features>(a.mask, q, true, raw);
-    } else {
-      for (int l = 0; l < E; ++l) raw.w[l] = 0;
+    } else {  // one by one; a thread's elements that are not there have a mask as well, which is a period's
       int64_t at = q.e0;
       FD_UNROLL
       for (int l = 0; l < E; ++l) {
-        if (l >= p.lo && l < p.hi) {
-          const int64_t from = times(p.b, a.mask.batch_stride) + a.mask.at(at);
-          if (all_f32(E, features) || a.mask.dtype == Dtype::f32) {
-            raw.w[l] = static_cast<const uint32_t*>(a.mask.data)[from];
-          } else {
-            raw.w[l / 2] |= static_cast<uint32_t>(static_cast<const uint16_t*>(a.mask.data)[from]) << 16 * (l % 2);
-          }
+        const int64_t from = times(p.b, a.mask.batch_stride) + a.mask.at(at);
+        if (all_f32(E, features) || a.mask.dtype == Dtype::f32) {
+          raw.w[l] = static_cast<const uint32_t*>(a.mask.data)[from];
+        } else {
+          const uint32_t half = static_cast<const uint16_t*>(a.mask.data)[from];
+          raw.w[l / 2] = l % 2 ? raw.w[l / 2] | half << 16 : half;
         }
         if (++at == a.mask_period) at = 0;
       }

@@ -64,7 +64,8 @@ __device__ inline Thread this_thread() {
 
 // The E elements of sample b that one thread owns, of which [lo, hi) are there: e0 .. e0 + E - 1, or, where every access is a
 // vector (kDense), e0 .. e0 + E / 2 - 1 and as many again `apart` from them, so that the vectors of a warp lie side by
-// side. pixel and group are e0 % inner and e0 / inner, for the channels-last views, which share one `inner`.
+// side. Those before lo belong to another token: they may be read. pixel and group are e0 % inner and e0 / inner, for the
+// channels-last views, which share one `inner`.
 struct Place {
   uint32_t b;
   int64_t e0, pixel, group, inner;
@@ -113,18 +114,18 @@ struct Raw {
   uint32_t w[E];
 };
 
-// Visits the lanes that are there: visit(lane, offset from the sample's first element).
+// Visits the lanes [lo, p.hi): visit(lane, offset from the sample's first element).
 template <int E, class Visit>
-FD_HD inline void each_lane(const View& v, const Place& p, const Visit& visit) {
+FD_HD inline void each_lane(const View& v, const Place& p, int lo, const Visit& visit) {
   if (v.groups == 1) {
     FD_UNROLL
     for (int l = 0; l < E; ++l)
-      if (l >= p.lo && l < p.hi) visit(l, p.e0 + l);
+      if (l >= lo && l < p.hi) visit(l, p.e0 + l);
   } else {
     int64_t pixel = p.pixel, group = p.group;
     FD_UNROLL
     for (int l = 0; l < E; ++l) {
-      if (l >= p.lo && l < p.hi) visit(l, pixel * v.groups + group);
+      if (l >= lo && l < p.hi) visit(l, pixel * v.groups + group);
       if (++pixel == p.inner) pixel = 0, ++group;
     }
   }
@@ -141,7 +142,7 @@ FD_HD inline void load(const View& v, const Place& p, bool aligned, Raw<E>& raw)
     } else {
       FD_UNROLL
       for (int l = 0; l < E; ++l) raw.w[l] = 0;
-      each_lane<E>(v, p, [&](int l, int64_t at) { raw.w[l] = base[at]; });
+      each_lane<E>(v, p, 0, [&](int l, int64_t at) { raw.w[l] = base[at]; });
     }
   } else {
     const uint16_t* base = static_cast<const uint16_t*>(v.data) + times(p.b, v.batch_stride);
@@ -155,7 +156,7 @@ FD_HD inline void load(const View& v, const Place& p, bool aligned, Raw<E>& raw)
     } else {
       FD_UNROLL
       for (int l = 0; l < E / 2; ++l) raw.w[l] = 0;
-      each_lane<E>(v, p, [&](int l, int64_t at) { raw.w[l / 2] |= static_cast<uint32_t>(base[at]) << 16 * (l % 2); });
+      each_lane<E>(v, p, 0, [&](int l, int64_t at) { raw.w[l / 2] |= static_cast<uint32_t>(base[at]) << 16 * (l % 2); });
     }
   }
 }
@@ -198,7 +199,7 @@ FD_HD inline void store_words(const View& v, const Place& p, bool vector, const 
     FD_UNROLL
     for (int q = 0; q < E; q += 4) write16(base + element<E, features>(p, q), w + q);
   } else {
-    each_lane<E>(v, p, [&](int l, int64_t at) { base[at] = w[l]; });
+    each_lane<E>(v, p, p.lo, [&](int l, int64_t at) { base[at] = w[l]; });
   }
 }
 template <int E, Features features>
@@ -212,7 +213,7 @@ FD_HD inline void store_pairs(const View& v, const Place& p, bool vector, const 
       for (int q = 0; q < E; q += 8) write16(base + element<E, features>(p, q), w + q / 2);
     }
   } else {
-    each_lane<E>(v, p, [&](int l, int64_t at) { base[at] = static_cast<uint16_t>(w[l / 2] >> 16 * (l % 2)); });
+    each_lane<E>(v, p, p.lo, [&](int l, int64_t at) { base[at] = static_cast<uint16_t>(w[l / 2] >> 16 * (l % 2)); });
   }
 }
 

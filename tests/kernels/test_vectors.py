@@ -47,8 +47,8 @@ def test_what_is_compiled(on_sm_90):
 
 
 @pytest.mark.parametrize("name, op, count", [
-    ("project fp32", "ld.global.v4.b32", 32), ("project fp16", "ld.global.v4.b32", 32), ("squares fp32", "ld.global.v4.b32", 8),
-    ("edit fp32", "ld.global.v4.b32", 18), ("edit fp32", "st.global.v4.b32", 2), ("lift fp32", "ld.global.v4.b32", 16),
+    ("project fp32", "ld.global.v4.b32", 10), ("project fp16", "ld.global.v4.b32", 8), ("squares fp32", "ld.global.v4.b32", 8),
+    ("edit fp32", "ld.global.v4.b32", 24), ("edit fp32", "st.global.v4.b32", 8), ("lift fp32", "ld.global.v4.b32", 16),
     ("lift fp32, channels last", "st.global.v4.b32", 2),
 ])
 def test_wide_accesses(on_sm_90, name, op, count):

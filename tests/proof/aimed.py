@@ -26,6 +26,8 @@ def cases_of(features):
     for i in range(COUNT[features]):
         yield aimed_case(i, features)
     yield normals_case(features), []
+    if features == "everything":
+        yield from ((case, []) for case in (*alone_cases(features), *token_nan_cases(features)))
     yield from ((case, []) for case in access_cases(features))
     yield from ((case, []) for case in nan_cases(features))
     for case in (*stray_cases(features), *mask_cases(features)):
@@ -246,6 +248,34 @@ def normals_case(features):
     if features == "everything":
         case.coef[0, layout.mask + 2 * 3 + 1], case.meta[0, 1] = 1, 2 * cases.MASK_Y0
     return case
+
+
+def alone_cases(features):
+    """Noise that one output takes, where the others have no term at all and stay -0.0; then a mask whose only term is of a noise
+    that is not there, which leaves -0.0 too."""
+    for j in range(3):
+        case, layout = _plain(features, (4,), noises=1)
+        case.coef[0, layout.y(j) + 2 + layout.bank] = 1
+        case.note = f"noise of output {j}"
+        yield case
+    case, layout = _plain(features, (4,), inputs=2, noises=1, rows=3)
+    case.mask = torch.full((1, 4), -0.5)
+    case.meta[:, 1], case.meta[:, 3] = 15 * cases.MASK_D, 1
+    case.coef[:, [0, *(layout.y(j) for j in range(3))]] = 1
+    case.coef[:, layout.mask + 1 :: 2] = 0.7
+    case.note = "a mask of noise that is not there"
+    yield case
+
+
+def token_nan_cases(features):
+    """One NaN in a token whose row is higher than those of the tokens behind it in the same thread."""
+    for lane, dtype in itertools.product(range(4), HALF_AND_WHOLE):
+        case, layout = _plain(features, (4, 1), ring=1, dtype=dtype, rows=4)
+        case.coef[:, [0, *(layout.y(j) for j in range(3))]] = 1
+        case.meta[:, 0], case.mask, case.row = 0, None, torch.arange(4).flip(0).reshape(1, 4)
+        case.inputs[0].view(1, -1)[0, lane] = float("nan")
+        case.note = f"a NaN in token {lane} of 4, {dtype}"
+        yield case
 
 
 def access_cases(features):

@@ -135,7 +135,8 @@ def prove_vectors(backend, arch, op, args, checked=True):
 def allocated(recording, args):
     """The tensors that an op has made for itself: launches write there for those that follow."""
     given = {t.untyped_storage().data_ptr() for t in args if isinstance(t, torch.Tensor)}
-    return [t for t in recording.tensors if t.untyped_storage().data_ptr() not in given]
+    own = {t.untyped_storage().data_ptr(): t for t in recording.tensors}
+    return [t for at, t in own.items() if at not in given]
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def test_what_was_kept():
     assert [found["backend"] for found in kept] == list(mutate.SUBJECTS)
     known = {reasons.UNREACHED, *(why for *_, why in reasons.REASONS)}
     for found in kept:
-        assert found["share"] >= mutate.LEAST.get(found["backend"], mutate.ENOUGH), found["backend"]
+        assert found["share"] >= mutate.ENOUGH, found["backend"]
         assert len(found["survivors"]) == found["mutants"] - found["caught"], found["backend"]
         assert found["unexplained"] == 0
         assert not (left := [s for s in found["survivors"] if s["reason"] not in known]), left

@@ -14,7 +14,7 @@ from ptx import PtxError
 
 def served(name, op):
     if op not in backend(name).OPS:
-        pytest.skip(f"{name}: {op} is not among its ops")
+        pytest.skip(f"{name}, {op}: {backend(name).NOT_PROVED[op]}")
 
 
 @pytest.mark.parametrize("op", draw_steering.OPS)

@@ -148,28 +148,39 @@ class Group(Warp):
             self.R.pop(n, None)
             self.partial[n] = (value, valid)
 
-    def has(self, n):
-        """Where a register has a value; None is an immediate."""
-        return np.asarray(True if n is None else self.valid.get(n, False))[()]
+    def has(self, n, half=None):
+        """Where a register, or one half of a pair, has a value; None is an immediate."""
+        valid = np.asarray(True if n is None else self.valid.get(n, False))
+        if valid.ndim == 2:  # (threads, halves)
+            valid = valid.all(axis=1) if half is None else valid[:, half]
+        return valid[()]
 
     def written(self, n, guard, sources, chosen=True):
-        """A register now has a value where the guard holds and all that it was made of had one."""
+        """A register now has a value where the guard holds and all that it was made of, (register, half or None), had one."""
         new = chosen
-        for source in sources:
-            new = new & self.has(source)
+        for source, half in sources:
+            new = new & self.has(source, half)
         if not np.all(new):
-            self.batch.origins.setdefault(n, next((s for s in sources if not np.all(self.has(s))), None))
+            self.batch.origins.setdefault(n, next((s for s, half in sources if not np.all(self.has(s, half))), None))
         if guard is not None:
             new = np.where(guard, new, self.has(n))[()]
         self.valid[n] = bool(new) if np.ndim(new) == 0 else new
 
+    def written_halves(self, n, guard, low, high):
+        """``written`` of a pair, each half of which is made of its own."""
+        before, halves = [self.has(n, half) for half in (0, 1)], []
+        for sources, old in zip((low, high), before):
+            self.valid[n] = old
+            self.written(n, guard, sources)
+            halves.append(np.broadcast_to(self.valid[n], self.n))
+        self.valid[n] = True if all(half.all() for half in halves) else np.stack(halves, axis=1)
+
     def must_have(self, numbers, guard):
         """Raises Fault if one of these registers, on which something depends, was never written."""
         for n in numbers:
-            valid = self.valid.get(n, False)
-            if valid is True:
+            if self.valid.get(n, False) is True:
                 continue
-            missing = np.broadcast_to(np.logical_not(valid), self.n)
+            missing = np.broadcast_to(np.logical_not(self.has(n)), self.n)
             if guard is not None:
                 missing = missing & guard
             if missing.any():

@@ -123,12 +123,24 @@ class _Run:
     def _merged(self, groups):
         lanes = np.concatenate([g.lanes for g in groups])
         order = np.argsort(lanes)
+        rank = np.empty(len(order), np.intp)
+        rank[order] = np.arange(len(order))
+        places = np.split(rank, np.cumsum([g.n for g in groups])[:-1])
         registers, partial = {}, {}
 
         def joined(values):
-            if all(v.ndim == 0 for v in values) and all(v == values[0] for v in values[1:]):
-                return values[0]
-            return np.concatenate([np.broadcast_to(v, g.n) for v, g in zip(values, groups)])[order]
+            first = values[0]
+            if first.ndim == 0:
+                for v in values:
+                    if v.ndim or v != first:
+                        break
+                else:
+                    return first
+            halves = any(v.ndim == 2 for v in values)  # what a pair has, by half
+            out = np.empty((len(order), 2) if halves else len(order), first.dtype)
+            for v, place in zip(values, places):
+                out[place] = v[:, None] if halves and v.ndim == 1 else v
+            return out
 
         for n in self._live(groups[0].chunk):
             if all(n in g.R for g in groups):

@@ -311,12 +311,17 @@ def _pack(e, t, d, a):
     if t.kind != "b" or len(items) not in (2, 4) or t.bits // len(items) < 16:
         e.refuse("this packing is not taken")
     part = Type(e.i, f"b{t.bits // len(items)}")
+    pair = t.bits == 64 and len(items) == 2  # one half may have a value where the other was never written
     if isinstance(d, Vec):
         whole = e.read(a, t, "u")
         for k, item in enumerate(items):
+            if pair:
+                e.made_of = tuple((n, k) for n, _ in e.made_of)
             piece = f"({whole} >> u{t.bits}({k * part.bits}))" if k else whole
             e.write(item, f"{piece}.astype(u{part.bits})", part, "u")
     else:
+        if pair:
+            e.halves = [((e.number(item), None),) if isinstance(item, Reg) else () for item in items]
         pieces = (f"{e.read(item, part, 'u')}.astype(u{t.bits})" for item in items)
         e.write(d, " | ".join(f"{piece} << u{t.bits}({k * part.bits})" if k else piece for k, piece in enumerate(pieces)), t, "u")
 

@@ -111,6 +111,27 @@ def test_loops_without_end():
     refused("this loop seems to have no end", "L: ld.volatile.global.u32 %r5, [%rd1]; setp.eq.u32 %p1, %r5, 0; @%p1 bra L; ret;", steps=10000)
 
 
+def test_a_pair_of_which_one_half_was_never_written():
+    """A compiler leaves the upper half of a pair undefined where only the lower one is of use. Each half is followed on its own:
+    through arithmetic, through the ends of chunks, and where threads part and meet."""
+    pack = "mov.b32 %r5, 0f3F800000; mov.b64 %rd5, {%r5, %r6}; add.rn.f32x2 %rd5, %rd5, %rd5; mov.b64 {%r7, %r8}, %rd5;"
+    use = "st.global.u32 [%rd2], %r"
+    read = f"{use}7; ret;"
+    some = "setp.lt.u32 %p1, %r1, 7;"
+    parted = pack.replace("mov.b64 {", "@%p1 bra A; add.u32 %r10, %r1, 1; A: shfl.sync.bfly.b32 %r11, %r1, 1, 31, -1; mov.b64 {")
+    there = f"{some} @%p1 mov.b32 %r6, 0f40000000;"
+    two = [0x40000000] * 32
+    assert execute(pack + read)[0][:32].tolist() == two
+    assert execute(some + parted + read)[0][:32].tolist() == two
+    assert execute(there + parted + "@%p1 mov.u32 %r7, %r8;" + read)[0][:32].tolist() == [0x40800000] * 7 + two[7:]
+    refused(r"thread \(7, .*%r8 is read before", there + parted + f"{use}8; ret;")
+    refused(r"thread \(0, .*%r7 is read before", there.replace("@", "@!") + parted.replace("{%r5, %r6}", "{%r6, %r5}") + read)
+    because = "the register %r8 is read before it is written: it was made from %rd5, that from %r6, which was not"
+    refused(because, pack + f"{use}8; ret;")
+    refused("%rd5 is read before", pack + "st.global.u64 [%rd1], %rd5; ret;")
+    refused("%r7 is read before", pack + "add.u64 %rd6, %rd5, 1; mov.b64 {%r7, %r8}, %rd6;" + read)
+
+
 def test_registers_that_were_never_written():
     refused(r"st.global.u32 \[%rd2\], %r5\s+thread \(0, 0, 0\) of block .*register %r5 is read before it is written", "st.global.u32 [%rd2], %r5; ret;")
     refused(r"thread \(7, 0, 0\) .*%r5", "setp.eq.u32 %p1, %r1, 7; @%p1 bra A; mov.u32 %r5, 1; A: st.global.u32 [%rd2], %r5; ret;")

@@ -53,7 +53,7 @@ class Emitter:
         self.kernel, self.number, self.checked = kernel, number, checked
         self.lines, self.where, self.forms, self.constants = [], [], {}, {}
         self.at, self.guard, self.temporaries = 0, None, 0
-        self.i, self.made_of, self.chosen = None, (), ""
+        self.i, self.made_of, self.chosen, self.halves = None, (), "", None
 
     # ---------------------------------------------------------------------------------------------------- lines, names
 
@@ -182,19 +182,24 @@ class Emitter:
         self.line(f"r{n}{form} = {expression}")
         self.forms[operand] = {form}
         if self.checked:
-            self.line(f"G.written({n}, {self.guard}, {self.made_of}{self.chosen})")
+            if self.halves:
+                self.line(f"G.written_halves({n}, {self.guard}, {self.halves[0]}, {self.halves[1]})")
+            else:
+                self.line(f"G.written({n}, {self.guard}, {self.made_of}{self.chosen})")
 
     # ---------------------------------------------------------------------------------------------------- instructions
 
     def instruction(self, i, at):
-        self.i, self.at, self.guard, self.made_of, self.chosen = i, at, None, (), ""
+        self.i, self.at, self.guard, self.made_of, self.chosen, self.halves = i, at, None, (), "", None
         if self.checked:
             hard = tuple(self.number(r) for r in i.uses)
             if i.opcode in HARMLESS:
-                self.made_of, hard = hard, ()
+                self.made_of, hard = tuple((n, None) for n in hard), ()
+            if i.modifiers[-1:] == ("f32x2",):
+                self.halves = [tuple((n, half) for n, _ in self.made_of) for half in (0, 1)]
             if i.opcode == "selp":
                 a, b = (self.number(o) if isinstance(o, Reg) else None for o in i.operands[1:3])
-                self.made_of = (self.number(i.operands[3]),)
+                self.made_of = ((self.number(i.operands[3]), None),)
                 self.chosen = f", pick({self.form(i.operands[3], 'u')}, G.has({a}), G.has({b}))"
             if i.predicate:
                 self.line(f"G.must_have(({self.number(i.predicate[0])},), None)")
