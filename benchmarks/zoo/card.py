@@ -7,7 +7,7 @@ import json
 from benchmarks.zoo.data import CLASSES, COUNT, DEBIAN_PACKAGE
 
 INTRODUCTION = """\
-# The zoo: four small networks trained on Fashion-MNIST
+# The zoo: five small networks trained on Fashion-MNIST
 
 Real networks, small enough to be in the repository and to run on two cores, so that samplers, steering and guidance
 can be tried and timed on more than random tensors. This page is written by `python -m benchmarks.zoo.evaluate`; the
@@ -32,6 +32,8 @@ the sha256 of the data it was trained from.
   `decode` runs `mid` and `dec.2` to `dec.0`. Trained on ln(sigma) ~ N(-0.6, 1.4^2), stratified within the batch;
   AdamW, constant learning rate with a warm-up and a linear decay to zero, bf16 autocast, moving average of the
   weights (what is stored). No augmentation: flipped shoes are not in the data.
+- **unet_cond**: the same told a class, a copy of it trained on with the label dropped for a tenth of the images. For
+  classifier-free guidance; label 10 stands for none.
 - **guide**: five plain convolutions, clean images. For guidance that differentiates a classifier of the denoised
   estimate.
 - **guide_noisy**: residual, told sigma, trained on x0 + sigma n with ln(sigma) ~ N(-0.2, 1.7^2) within 0.02 to 80.
@@ -47,7 +49,7 @@ USE = """\
 from benchmarks.zoo.unet import load, denoise
 from benchmarks.zoo.classifiers import load_classifier
 
-net = load()                                  # fp32, eval mode
+net = load()                                  # fp32, eval mode; load_conditional() for the one that takes labels
 denoised = denoise(net, x, sigma)             # x (B, 1, 28, 28), sigma () or (B,)
 raw = net(c_in * x, c_noise)                  # or the network alone, c_noise = ln(sigma) / 4
 judge = load_classifier("judge")              # also "guide" and "guide_noisy"
@@ -65,6 +67,8 @@ four idx files (`--data FOLDER`). Nothing is downloaded.
 python -m benchmarks.zoo.evaluate
 ```
 
+On the CPU the two denoisers take about an hour; `--device cuda` trains on a GPU, with the same images, noise and order.
+
 Training goes on from its last checkpoint (in `runs/`, every 250 steps) after Ctrl-C or a kill. The same seed,
 torch, processor and number of threads give the same bits, interrupted or not; other machines give other bits and
 figures close to these.
@@ -77,8 +81,9 @@ LIMITS = """\
   of other work, and the judge's idea of a class (it is right on {judge:.1%} of test images, on {shirt:.1%} of
   shirts) is part of it.
 - The Frechet distance at {count} samples is biased upwards; real test images at the same count show by how much.
-- The U-Net's training was short: {epochs:.1f} passes over the training images. A longer run (`--steps`) is the
-  first thing to try for better samples; until its learning rate decays, a run can be lengthened or shortened freely.
+- The U-Net saw the training images {epochs:.1f} times. A longer run (`--steps`) is the first thing to try for better
+  samples; until its learning rate decays, a run can be lengthened or shortened freely.
+- Its conditional copy is judged where it is used, in the comparison of steering and guidance.
 - The samples vary less than the data where the trace ratio is below that of real images, and fine print on shirts
   is blurred.
 - The data is 28 x 28 grey pictures of clothes; nothing here says how a method does on larger images.
@@ -91,6 +96,7 @@ def _row(name: str, file: dict) -> str:
     batch = json.loads(file["settings"])["batch"]
     what = {
         "unet": "denoiser",
+        "unet_cond": "class-conditional denoiser",
         "guide": "classifier",
         "guide_noisy": "noise-aware classifier",
         "judge": "classifier that judges",
@@ -165,7 +171,7 @@ def _figures(found: dict) -> str:
 def render(found: dict) -> str:
     """The card as Markdown, from what `evaluate.evaluate` returns."""
     files = found["networks"]
-    order = ("unet", "guide", "guide_noisy", "judge")
+    order = ("unet", "unet_cond", "guide", "guide_noisy", "judge")
     licence = (
         "## Data and licence\n\n"
         f"Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747), {found['data']['licence']}. The 60,000 "

@@ -23,7 +23,7 @@ from benchmarks.zoo.classifiers import load_classifier
 from benchmarks.zoo.unet import IMAGE_SHAPE, SIGMA_DATA, WEIGHTS, load
 
 HERE = Path(__file__).parent
-NETWORKS = ("unet", "guide", "guide_noisy", "judge")
+NETWORKS = ("unet", "unet_cond", "guide", "guide_noisy", "judge")
 SIGMAS = (0.02, 0.5, 1.0, 2.0, 5.0, 10.0)
 FOLDS = 10
 STEPS = 18  # of Heun, as Karras et al. 2022 use for images of 32 x 32

@@ -61,11 +61,12 @@ class DenoisingLoss:
         return ()
 
     def __call__(self, net: nn.Module, index: Tensor, generator: torch.Generator) -> Tensor:
-        x0 = self.images.batch(index)
-        sigma = lognormal(len(index), *UNET_SIGMA, generator)
+        device = next(net.parameters()).device  # random numbers come from the CPU, so that they are the same everywhere
+        x0 = self.images.batch(index).to(device)
+        sigma = lognormal(len(index), *UNET_SIGMA, generator).to(device)
         c_skip, c_out, c_in, c_noise = (c.view(-1, 1, 1, 1) for c in preconditioning(sigma))
-        x = x0 + sigma.view(-1, 1, 1, 1) * torch.randn(x0.shape, generator=generator)
-        raw = net(c_in * x, c_noise.flatten(), *self.labels(index, generator)).float()
+        x = x0 + sigma.view(-1, 1, 1, 1) * torch.randn(x0.shape, generator=generator).to(device)
+        raw = net(c_in * x, c_noise.flatten(), *(t.to(device) for t in self.labels(index, generator))).float()
         return (raw - (x0 - c_skip * x) / c_out).square().mean()
 
 
@@ -84,11 +85,12 @@ class LabelLoss:
         self.images, self.noisy = images, noisy
 
     def __call__(self, net: nn.Module, index: Tensor, generator: torch.Generator) -> Tensor:
-        x, labels = self.images.batch(index), self.images.labels[index]
+        device = next(net.parameters()).device
+        x, labels = self.images.batch(index).to(device), self.images.labels[index].to(device)
         if not self.noisy:
             return functional.cross_entropy(net(x).float(), labels)
-        sigma = lognormal(len(index), *NOISY_SIGMA, generator).clamp(*NOISY_RANGE)
-        x = x + sigma.view(-1, 1, 1, 1) * torch.randn(x.shape, generator=generator)
+        sigma = lognormal(len(index), *NOISY_SIGMA, generator).clamp(*NOISY_RANGE).to(device)
+        x = x + sigma.view(-1, 1, 1, 1) * torch.randn(x.shape, generator=generator).to(device)
         return functional.cross_entropy(net(x, sigma).float(), labels)
 
 
@@ -129,7 +131,8 @@ def export(trainer: Trainer, weights: Path) -> Path:
             "name": settings.name,
             "data": "Fashion-MNIST, training half (60,000 images), MIT licence, (c) Zalando SE",
             "data_sha256": trainer.checksum,
-            "command": f"python -m benchmarks.zoo.train {settings.name}{options}",
+            "command": f"python -m benchmarks.zoo.train {settings.name}{options}"
+            + (f" --device {trainer.device.type}" if trainer.device.type != "cpu" else ""),
             "steps": str(settings.steps),
             "seed": str(settings.seed),
             "settings": json.dumps(dataclasses.asdict(settings), sort_keys=True),
@@ -145,9 +148,11 @@ def export(trainer: Trainer, weights: Path) -> Path:
 def train(name: str, images: data.Images, args: argparse.Namespace) -> bool:
     """Train one network from where it stands. True if it is finished and exported."""
     chosen = {k: v for k in ("steps", "seed", "batch") if (v := getattr(args, k)) is not None}
+    if args.device != "cpu":
+        chosen["shards"] = 1  # which serve cores
     settings = dataclasses.replace(DEFAULTS[name], **chosen)
     net, loss = build(name, images, settings.seed, args.out)
-    trainer = Trainer(net, loss, len(images), settings, args.runs / f"{name}.safetensors", images.checksum)
+    trainer = Trainer(net.to(args.device), loss, len(images), settings, args.runs / f"{name}.safetensors", images.checksum)
     if not trainer.run(every=args.every, until=args.until, quiet=args.quiet or None):
         print(f"{name}: stopped after {trainer.step} of {settings.steps} steps; the same command goes on from there")
         return False
@@ -174,6 +179,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=positive, help="length of the run (default: see DEFAULTS)")
     parser.add_argument("--seed", type=int, help="of the first weights, the order and the noise")
     parser.add_argument("--batch", type=positive)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     parser.add_argument("--every", type=positive, default=250, help="steps between checkpoints")
     parser.add_argument("--until", type=positive, help="stop there, to go on later")
     parser.add_argument("--threads", type=positive, default=2, help="repeating a run bit for bit needs the same number")

@@ -109,7 +109,7 @@ def serialise(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
 
     The library writes the metadata in an order that differs from run to run, so the header is written again, sorted.
     """
-    blob = safetensors.torch.save({k: v.detach().contiguous() for k, v in tensors.items()}, metadata=metadata)
+    blob = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata=metadata)
     size = int.from_bytes(blob[:8], "little")
     header = json.loads(blob[8 : 8 + size])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -149,6 +149,7 @@ class Trainer:
     def __init__(self, net: nn.Module, loss: Loss, total: int, settings: Settings, checkpoint: Path, checksum: str):
         self.net, self.loss, self.settings, self.checkpoint, self.checksum = net, loss, settings, checkpoint, checksum
         self.order = Order(settings.seed, total, settings.batch)
+        self.device = next(net.parameters()).device
         self.optimizer = torch.optim.AdamW(
             net.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, eps=1e-8
         )
@@ -197,7 +198,7 @@ class Trainer:
                 f"{self.checkpoint} is from another run, (there, here): {different}. Remove it to start again."
             )
         self.net.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net.")})
-        self.ema = {k[4:]: v for k, v in tensors.items() if k.startswith("ema.")}
+        self.ema = {k[4:]: v.to(self.device) for k, v in tensors.items() if k.startswith("ema.")}
         state = {}
         for i, (name, _) in enumerate(self.net.named_parameters()):
             state[i] = {
@@ -240,7 +241,7 @@ class Trainer:
 
     def _gradients(self, shard: tuple[int, ...], index: Tensor) -> tuple[float, tuple[Tensor, ...]]:
         """Loss and gradients of one shard of this step's batch. Autocast is the thread's own state, hence set here."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bf16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16):
             loss = self.loss(self.net, index, stream("step", self.settings.seed, self.step, *shard))
         return loss.item(), torch.autograd.grad(loss, list(self.net.parameters()))
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from benchmarks.zoo import card, data, evaluate
 from benchmarks.zoo.classifiers import CLASSIFIERS, load_classifier
 from benchmarks.zoo.trainer import save
-from benchmarks.zoo.unet import IMAGE_SHAPE, WEIGHTS, UNet, denoise, load, preconditioning
+from benchmarks.zoo.unet import IMAGE_SHAPE, WEIGHTS, UNet, denoise, load, load_conditional, preconditioning
 
 ZOO = Path(__file__).parents[2] / "benchmarks" / "zoo"
 
@@ -218,7 +218,8 @@ def test_weights_are_what_the_card_says(name: str) -> None:
     assert json.loads(metadata["settings"])["seed"] == int(metadata["seed"])
     state = load_file(path)
     assert all(v.dtype == torch.float16 and v.isfinite().all() for v in state.values() if v.is_floating_point())
-    net = load() if name == "unet" else load_classifier(name)
+    denoisers = {"unet": load, "unet_cond": load_conditional}
+    net = denoisers[name]() if name in denoisers else load_classifier(name)
     assert sum(p.numel() for p in net.parameters()) == int(metadata["parameters"])
     assert not net.training
 
