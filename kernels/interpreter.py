@@ -3,7 +3,8 @@
 Depending on its version, the interpreter rounds an fma twice, truncates float32 to bfloat16, and misreads subnormal bfloat16
 and float16: here the three come from ``fastdiff.reference``. A scalar condition becomes a number where it is broadcast: here
 it stays a condition. A reduction by a function of one's own goes element by element, which takes minutes: here whole tensors are
-combined. Only launches of this package are affected: the interpreter is put back after each.
+combined. A loaded number that bounds a loop is an array of one, which NumPy 2.5 does not take for a number: here it is squeezed.
+Only launches of this package are affected: the interpreter is put back after each.
 """
 
 import dataclasses
@@ -72,6 +73,14 @@ def _generic_reduce(self, input):
     return [total]
 
 
+def _patched_tensor(original):
+    def patch_lang_tensor(tensor, scope):
+        original(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+    return patch_lang_tensor
+
+
 def _call(self, *args, **kwargs):
     """A device function called from a kernel. The language is patched already: doing it again takes milliseconds."""
     return self.rewrite()(*args, **kwargs)
@@ -82,6 +91,7 @@ def exact():
     """While this is open, the interpreter computes what the hardware computes."""
     saved = {name: getattr(InterpreterBuilder, name) for name in ("create_fma", "cast_impl", "create_fp_to_fp", "create_splat")}
     call, reduce, builder = InterpretedFunction.__call__, ReduceOps.generic_reduce, interpreter.interpreter_builder
+    tensor = interpreter._patch_lang_tensor
     options = builder.options
     builder.options = dataclasses.replace(options, sanitize_overflow=False)  # checks that take half the time
     InterpreterBuilder.create_fma = _fma
@@ -90,10 +100,12 @@ def exact():
     InterpreterBuilder.create_splat = _patched_splat(saved["create_splat"])
     InterpretedFunction.__call__ = _call
     ReduceOps.generic_reduce = _generic_reduce
+    interpreter._patch_lang_tensor = _patched_tensor(tensor)
     try:
         with np.errstate(all="ignore"):
             yield
     finally:
         InterpretedFunction.__call__, ReduceOps.generic_reduce, builder.options = call, reduce, options
+        interpreter._patch_lang_tensor = tensor
         for name, member in saved.items():
             setattr(InterpreterBuilder, name, member)
