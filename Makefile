@@ -11,6 +11,7 @@ WORKERS ?= 2
 
 demo: $(VENV)/.built
 	$(BIN)/fastdiff demo --out demo
+	$(BIN)/python -m benchmarks.steering --demo --out demo
 
 test: $(VENV)/.built
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal tests

@@ -243,6 +243,21 @@ def test_a_process_that_cannot_be_what_is_asked_says_why():
     assert not report.results and [str(missing) for missing in report.not_run] == [f"cuda on cuda: {reason}"]
 
 
+def test_interpreted_triton_is_left_out_where_triton_runs_on_a_gpu(monkeypatch):
+    """It takes a minute, and proves less; asked for by name, it is run."""
+    monkeypatch.setattr(backends, "_usable", lambda kind, name: (name != "cuda", "not built"))
+    monkeypatch.setattr(backends, "_here", lambda backend: _reference_ops)
+    run_case = backends.run_case
+    monkeypatch.setattr(backends, "run_case", lambda case, ops, device: run_case(case, ops, "cpu"))
+    some = {"cases": ["fold_in/"]}
+    found = testing.run(**some)
+    assert {(r.device, r.backend) for r in found.results} >= {("cuda", "triton"), ("cpu", "reference")}
+    assert "triton-interpreted" not in {r.backend for r in found.results}
+    assert any(n.backend == "triton-interpreted" and "by name" in n.why for n in found.not_run)
+    assert {r.backend for r in testing.run("cpu", backends=["triton-interpreted"], **some).results} == {"triton-interpreted"}
+    assert "triton-interpreted" in {r.backend for r in testing.run("cpu", **some).results}
+
+
 def test_times_count_each_byte_once():
     times = {t.case: t for t in measure(torch.ops.fastdiff, "cpu", "cpp", elements=4096)}
     assert times["normals, float32"].moved == 4 * 4096 and times["normals, float16"].moved == 2 * 4096

@@ -26,6 +26,7 @@ from benchmarks.steering.world import Sampler, World, load_world
 from benchmarks.zoo import data
 from benchmarks.zoo.unet import WEIGHTS
 from fastdiff.noise import unknown
+from fastdiff.ops import checked_device
 
 ROOT = Path(__file__).parents[2]
 RESULTS, WORK, DOCUMENT = (
@@ -61,7 +62,12 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--steps", type=int, default=Sampler.steps)
     p.add_argument("--batch", type=int, default=Sampler.batch)
     p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the networks are (default cpu)")
     args = p.parse_args(argv)
+    try:
+        checked_device(args.device)
+    except ValueError as error:
+        p.error(str(error))
     args.methods = chosen_methods(p, args.methods)
     args.classes = chosen_classes(p, args.classes) if args.classes else None
     if args.threads < 1 or args.steps < 2 or args.batch < 2:
@@ -215,6 +221,7 @@ def opened(args: argparse.Namespace) -> World:
         weights=args.weights,
         sampler=Sampler(steps=args.steps, batch=args.batch),
         stale=args.stale,
+        device=args.device,
     )
 
 

@@ -30,7 +30,7 @@ GRADIENT_FREE, NOISY, CLEAN, CONDITIONED, NONE = (
     "conditional network",
     "none",
 )
-GUIDANCE_CODE = tuple(sorted((Path(fd.__file__).parent / "guidance").glob("*.py")))
+GUIDANCE_CODE = tuple(p for p in sorted((Path(fd.__file__).parent / "guidance").glob("*.py")) if p.stem != "spectral")
 
 
 @dataclass(frozen=True)
@@ -129,11 +129,11 @@ def training_free(world, fits, setting, labels, preset, **fixed):
 
 # ---- what they can be set to
 
-LOW = Levels((0.01, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 5.3), (0.01, 0.2, 0.8))
+LOW = Levels((0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 5.3), (0.02, 0.2, 0.8))
 HIGH = Levels((80.0, 40.0, 20.0, 10.0, 5.3, 3.0, 2.0), (80.0, 20.0, 5.3))
 NA_LOW = Levels((0.3, 0.5, 0.8, 1.2, 2.0, 3.3, 5.3))
 NA_HIGH = Levels((80.0, 40.0, 20.0, 10.0), (80.0, 20.0))
-INJECTED_LOW = Levels((0.01, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5), (0.05, 0.2, 0.4))
+INJECTED_LOW = Levels((0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5), (0.05, 0.2, 0.4))
 INJECTED_HIGH = Levels((80.0, 40.0, 20.0, 10.0, 5.3, 3.0, 2.0), (20.0, 5.3, 3.0))
 LEARNT = Levels((0.3, 0.6, 1.0, 2.0, 4.0), (0.6, 1.0, 2.0))
 

@@ -11,6 +11,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 
@@ -258,7 +259,8 @@ class Run:
         def make():
             steering = method.build(self.world, self.fits, setting, labels)
             plan = self.world.sampler.plan(self._few_levels(setting))
-            return {"bytes": peak_memory(lambda: self.world.draw(method.model(self.world), steering, seeds, plan))}, {}
+            draw = partial(self.world.draw, method.model(self.world), steering, seeds, plan)
+            return {"bytes": peak_memory(draw, self.world.device)}, {}
 
         unit = self.unit(spec, method.code(), make)
         self._advance(method, len(labels), "memory")
@@ -287,7 +289,7 @@ class Run:
             "context": self.world.context,
             "budget": self.budget_json,
             "criterion": {"margin": MARGIN, "real_accuracy": self.real_accuracy},
-            "machine": machine(),
+            "machine": machine(self.world.device),
             "not_available": self.refused,
             "real": self.real(),
             "search": {},
@@ -377,9 +379,9 @@ def in_columns(run: Run, results: dict, each: int = 2) -> tuple[dict[str, torch.
     return ({"real test images": real, **rows}, labels) if rows else None
 
 
-def machine() -> dict:
+def machine(device: torch.device) -> dict:
     return {
-        "processor": _processor(),
+        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "fastdiff": fd.__version__,

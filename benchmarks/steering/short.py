@@ -51,7 +51,11 @@ def main(args) -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         world = load_world(
-            Path(folder), data_folder=args.data, weights=args.weights, sampler=Sampler(steps=args.steps, batch=BATCH)
+            Path(folder),
+            data_folder=args.data,
+            weights=args.weights,
+            sampler=Sampler(steps=args.steps, batch=BATCH),
+            device=args.device,
         )
         stored = json.loads(SETTINGS.read_text())
         if stored["network"] != world.context["unet"]:

@@ -30,12 +30,13 @@ REAL_COUNT = 200  # test images of each class in the row of real images; the oth
 
 @dataclass(frozen=True)
 class Sampler:
-    """Euler on the probability flow, which is DDIM with eta 0: one model call a step, the same for every method."""
+    """Euler on the probability flow, which is DDIM with eta 0: one model call a step, the same for every method. Of 512 unguided
+    samples the Frechet distance is 2.38; twice the steps, down to 0.01, give 2.06."""
 
     name: str = "euler"
-    steps: int = 50
+    steps: int = 25
     sigma_max: float = 80.0
-    sigma_min: float = 0.01
+    sigma_min: float = 0.02
     batch: int = 64
 
     def plan(self, sigmas: list[float] | None = None) -> fd.Plan:
@@ -66,7 +67,7 @@ class World:
     """networks: {name: module}, "unet", "guide", "guide_noisy", "judge" and, where it has been trained, "unet_cond".
 
     train, test: `zoo.data.Images`; sampler: of every run; context: what results depend on beside their own specification;
-    folder: where fits and units are kept.
+    folder: where fits and units are kept; device: of all networks but the judge, which sees its images on the CPU.
     """
 
     def __init__(
@@ -79,11 +80,12 @@ class World:
         context: dict,
         folder: Path,
         stale: str = "refuse",
+        device: torch.device | str = "cpu",
         reference_count: int = REFERENCE_COUNT,
         real_count: int = REAL_COUNT,
     ):
         self.networks, self.train, self.test, self.sampler, self.context = networks, train, test, sampler, context
-        self.folder, self.plan = Path(folder), sampler.plan()
+        self.folder, self.plan, self.device = Path(folder), sampler.plan(), torch.device(device)
         self.reference_count, self.real_count = reference_count, real_count
         self.store = Store(self.folder / "units", context, stale)
         self.checksums: dict[str, str] = {}  # of networks that only one method uses
@@ -134,30 +136,46 @@ class World:
         with counted(self.networks) as counts:
             start = time.perf_counter()
             images = fd.sample(
-                model, plan or self.plan, shape, seeds, batch_size=self.sampler.batch, steering=steering, progress=False
-            )
+                model,
+                plan or self.plan,
+                shape,
+                seeds,
+                batch_size=self.sampler.batch,
+                device=self.device,
+                steering=steering,
+                progress=False,
+            ).cpu()  # which waits for a GPU
             seconds = time.perf_counter() - start
         padded = -(-len(seeds) // self.sampler.batch) * self.sampler.batch
         return Drawn(images.clamp(-1, 1), seconds, {k: v / padded for k, v in sorted(counts.items())})
 
 
 def load_world(
-    folder: Path, *, data_folder=None, weights: Path = WEIGHTS, sampler: Sampler = Sampler(), stale: str = "refuse"
+    folder: Path,
+    *,
+    data_folder=None,
+    weights: Path = WEIGHTS,
+    sampler: Sampler = Sampler(),
+    stale: str = "refuse",
+    device: torch.device | str = "cpu",
 ) -> World:
-    """The zoo's networks and data."""
+    """The zoo's networks, channels last, and data."""
     train, test = data.load_images("train", data_folder), data.load_images("test", data_folder)
     networks: dict[str, nn.Module] = {name: load_classifier(name, weights / f"{name}.safetensors") for name in NETWORKS[2:]}
     networks["unet"] = unet.load(weights / "unet.safetensors")
     if (weights / f"{CONDITIONAL}.safetensors").is_file():
         networks[CONDITIONAL] = unet.load_conditional(weights / f"{CONDITIONAL}.safetensors")
+    for name, network in networks.items():
+        network.to("cpu" if name == "judge" else device, memory_format=torch.channels_last)
     context = {
         "format": FORMAT,
+        "device": torch.device(device).type,
         "sampler": vars(sampler),
         "train": train.checksum,
         "test": test.checksum,
         **{name: file_checksum(weights / f"{name}.safetensors") for name in NETWORKS if name != CONDITIONAL and name in networks},
     }
-    world = World(networks, train, test, sampler=sampler, context=context, folder=folder, stale=stale)
+    world = World(networks, train, test, sampler=sampler, context=context, folder=folder, stale=stale, device=device)
     if CONDITIONAL in networks:
         world.checksums[CONDITIONAL] = file_checksum(weights / f"{CONDITIONAL}.safetensors")
     return world
@@ -191,9 +209,16 @@ def counted(networks: dict[str, nn.Module]):
             handle.remove()
 
 
-def peak_memory(function) -> int:
-    """Most bytes of tensors that `function()` held at once beyond those that were there before: torch's own record of every
-    allocation and release on the CPU (scratch space that a library takes for itself is not in it)."""
+def peak_memory(function, device: torch.device) -> int:
+    """Most bytes of tensors that `function()` held at once on a device beyond those that were there before. On the CPU from torch's
+    own record of every allocation and release (scratch space that a library takes for itself is not in it)."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        function()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:

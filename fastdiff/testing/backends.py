@@ -174,7 +174,7 @@ def run(
     """Runs golden cases on every usable backend and compares the SHA-256 of what they return with the stored digests.
 
     device: "cpu", "cuda", "cuda:1"; None: all kinds. backends: names out of "cpp", "triton-interpreted", "reference" (CPU),
-    "cuda", "triton" (CUDA); None: all. cases: beginnings of case names, such as "step_/" or "sampler/ddim"; None: all.
+    "cuda", "triton" (CUDA); None: all, but interpreted Triton only where Triton cannot run on a GPU of ``device``. cases: beginnings of case names, such as "step_/" or "sampler/ddim"; None: all.
     golden_folder: where the digests are, by default those of this package. time_limit: seconds for a backend that runs in
     a process of its own. timed: on a GPU, also measure the kernels of a backend that agrees. on_case(backend, done, total) is
     called as cases end.
@@ -183,12 +183,16 @@ def run(
     beginning that no case has, before anything runs.
     """
     stored, chosen = check_call(device, backends=backends, cases=cases, golden_folder=golden_folder, time_limit=time_limit)
-    report = Report()
-    for backend in available(device):
+    report, there = Report(), available(device)
+    compiled = any(b.usable for b in there if b.name == "triton")
+    for backend in there:
         if backends is not None and backend.name not in backends:
             continue
         if not backend.usable:
             report.not_run.append(NotRun(backend.device, backend.name, backend.reason))
+            continue
+        if backend.name == "triton-interpreted" and compiled and backends is None:
+            report.not_run.append(NotRun(backend.device, backend.name, "slow, and Triton runs on the GPU here: ask for it by name"))
             continue
         slow = tuple(c.name for c in chosen if backend.name in c.slow)
         if slow:
