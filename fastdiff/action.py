@@ -20,7 +20,7 @@ from .plan import Plan
 if TYPE_CHECKING:
     from .stepper import Stepper
 
-__all__ = ["Acting", "Action", "Actions", "Setting"]
+__all__ = ["Acting", "Action", "Actions", "Setting", "checked_output"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class Acting:
     index: torch.Tensor | None = None
 
     def select(self, index: torch.Tensor) -> None:
-        """The next samples: index (size,) int64 on the CPU, into all. ``self.index`` may be changed in place here."""
+        """The next samples: index (size,) int64 on the CPU, into all. ``self.index`` may be changed in place here. Called once
+        all actions have begun, with the first samples, and by ``fd.sample`` for each batch."""
 
     def weights(self, run: Stepper, out: torch.Tensor) -> None:
         """Fills out (size, M) float32, the bank's weights for the row that comes; called before every call of the model."""
@@ -80,7 +81,8 @@ class Actions:
                 run.step(*actions.outputs(run))
 
     actions: in the order in which they act; plan, shape, model: as for ``fd.sample``; size: samples of one call of the
-    model, all by default. Raises ``TypeError`` for what is not an action, and what the actions raise.
+    model, all by default; with fewer, `select` says which, the first ones until then. Raises ``TypeError`` for what is not an
+    action, and what the actions raise.
     """
 
     def __init__(self, actions: Sequence[Action], plan: Plan, shape: Sequence[int], model: Callable[..., torch.Tensor], *,
@@ -108,6 +110,8 @@ class Actions:
                 setting = replace(setting, plan=acting.plan, acting=tuple(self._acting))
             self.plan: Plan = setting.plan
             self.bank: dict[str, torch.Tensor] = self._joined()
+            if shape[0]:
+                self.select(torch.arange(size, device="cpu").clamp(max=shape[0] - 1))
         except BaseException:
             self.close()
             raise
@@ -144,7 +148,8 @@ class Actions:
             acting.weights(run, self.bank["bank_weight"][:, begin:end])
 
         def evaluate():
-            return as_outputs(self._model(run.model_input, run.time))
+            outputs = as_outputs(self._model(run.model_input, run.time))
+            return tuple(checked_output(value, run.x.shape) for value in outputs)
 
         for acting in self._acting:
             evaluate = partial(acting.outputs, run, evaluate)
@@ -157,7 +162,7 @@ class Actions:
         for acting in reversed(left):
             try:
                 acting.close()
-            except Exception as error:  # the others still have to clean up
+            except BaseException as error:  # the others still have to clean up
                 errors.append(error)
         if errors:
             raise errors[0]
@@ -167,3 +172,12 @@ class Actions:
 
     def __exit__(self, *unused) -> None:
         self.close()
+
+
+def checked_output(value, shape: Sequence[int], who: str = "the model") -> torch.Tensor:
+    """What a model returned, before an action computes with it. Raises as ``Stepper.step`` does, which the rest of it reaches."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{who} returned {type(value).__name__}: a tensor is taken")
+    if value.shape != tuple(shape):
+        raise ValueError(f"{who} returned shape {tuple(value.shape)}: {tuple(shape)} is taken")
+    return value

@@ -119,6 +119,18 @@ def test_a_loop_of_ones_own():
         actions.outputs(run)
 
 
+def test_without_select_the_first_samples_are_meant():
+    """All of them, or as many as a call takes; padded with the last one, as by ``fd.sample``."""
+    w = torch.tensor([0.5, -1.0, 0.0, 2.0, 0.25])
+    for size, expected in ((None, w), (2, w[:2]), (6, w[[0, 1, 2, 3, 4, 4]])):
+        for how in ("bank", "push"):
+            pushed = Pushed(vector(), w, how=how)
+            with Actions([pushed], edm(), SHAPE, gaussian, size=size):
+                assert torch.equal(pushed.acting.weight, expected)
+    with Actions([Pushed(vector(), 1.0)], edm(), (0, *SHAPE[1:]), gaussian) as actions:
+        assert actions.bank["bank_index"].shape == (0, 1)
+
+
 @pytest.mark.parametrize("where", ["model", "action"])
 def test_actions_are_closed_whatever_happens(where):
     pushed = [Pushed(vector(), 0.5), Pushed(vector(), 0.5)]
@@ -132,6 +144,23 @@ def test_actions_are_closed_whatever_happens(where):
 
     with pytest.raises(KeyboardInterrupt):
         fd.sample(model if where == "model" else gaussian, edm(), SHAPE, 0, steering=pushed + [Fails()] * (where == "action"))
+    assert [p.acting.log for p in pushed] == [["closed"]] * 2
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_action_that_fails_to_close_does_not_keep_the_others_from_it(error):
+    class Fails(Pushed):
+        def begin(self, setting):
+            def close():
+                raise error("while closing")
+
+            acting = super().begin(setting)
+            acting.close = close
+            return acting
+
+    pushed = [Pushed(vector(), 0.5), Pushed(vector(), 0.5)]
+    with pytest.raises(error, match="while closing"):
+        fd.sample(gaussian, edm(), SHAPE, 0, steering=[pushed[0], Fails(vector(), 0.5), pushed[1]])
     assert [p.acting.log for p in pushed] == [["closed"]] * 2
 
 

@@ -30,7 +30,8 @@ GRADIENT_FREE, NOISY, CLEAN, CONDITIONED, NONE = (
     "conditional network",
     "none",
 )
-GUIDANCE_CODE = tuple(p for p in sorted((Path(fd.__file__).parent / "guidance").glob("*.py")) if p.stem != "spectral")
+GUIDANCE = Path(fd.__file__).parent / "guidance"
+GUIDANCE_CODE = tuple(p for p in sorted(GUIDANCE.glob("*.py")) if p.stem not in ("__init__", "spectral"))
 
 
 @dataclass(frozen=True)

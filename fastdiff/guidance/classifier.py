@@ -8,7 +8,7 @@ import torch
 from ..action import Acting, Setting
 from ..plan import Plan
 from ..steering.window import fresh_name, rows_in
-from .gradient import Guiding, counts, gradient, informed, split_strength
+from .gradient import Guiding, counts, informed, split_strength
 
 __all__ = ["ClassifierGuidance", "classifier"]
 
@@ -75,5 +75,5 @@ class _Classifier(Guiding):
             x = run.model_input.detach().float() / self.plan.input_scales[run.row]
             x.requires_grad_()
             sigma = torch.full((len(x),), run.sigma, dtype=torch.float32, device=x.device)
-            slope = gradient(self._log_p(run, x, sigma, self._target), x)
+            slope = self._slope_of(run, self._log_p(run, x, sigma, self._target), x)
         return *outputs, self._scaled("scale", slope)

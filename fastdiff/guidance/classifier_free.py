@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ..action import Acting, Setting
+from ..action import Acting, Setting, checked_output
 from ..graphs import as_outputs
 from ..steering.window import rows_in
-from .gradient import as_target, counts, fit, split_strength
+from .gradient import as_target, check_call, counts, fit, split_strength
 
 __all__ = ["ClassifierFree", "classifier_free"]
 
@@ -60,20 +60,22 @@ class ClassifierFree:
 
 class _ClassifierFree(Acting):
     def __init__(self, action: ClassifierFree, setting: Setting):
-        if not callable(action.conditional_model):
-            raise TypeError(f"conditional_model is {type(action.conditional_model).__name__}: something that can be called as "
-                            "conditional_model(x, time, y) is taken")
+        check_call("conditional_model", action.conditional_model, "x", "time", "y")
         batch, plan = setting.shape[0], setting.plan
         if action.target is None:
             raise TypeError("target is None: a label, one a sample, or a tensor (B, ...) is taken")
         if "uncond" in plan.inputs:
-            raise ValueError("the plan has guidance already (an input \"uncond\"): classifier-free guidance is taken once")
+            raise ValueError("the plan has guidance already, or an amplified concept before this (an input \"uncond\"): "
+                             "classifier-free guidance is taken once, and before concepts")
         if action.null is not None and setting.acting:
             raise ValueError("null= calls the conditional model in place of fd.sample's, on which an action before this one may "
                              "act: put classifier_free first in steering, or leave null out")
         self._model, self.counts = action.conditional_model, action.counts
         self._targets = as_target(action.target, batch)
         self._null = None if action.null is None else as_target(action.null, batch)
+        if self._null is not None and self._null.shape != self._targets.shape:
+            raise ValueError(f"null has shape {tuple(self._null.shape)}, the targets have {tuple(self._targets.shape)}: one of "
+                             "the same shape is taken, for labels an int")
         factor, self._each = split_strength(action.scale, batch, "scale")
         outside, _ = split_strength(action.outside, batch, "outside")
         if torch.as_tensor(action.outside).ndim:
@@ -104,7 +106,7 @@ class _ClassifierFree(Acting):
                 unconditional, *rest = evaluate()
                 self.counts["network_forward"] += 1
             if needs_conditional:
-                (conditional,) = as_outputs(self._model(run.model_input, run.time, self._target))
+                conditional = self._conditional(run.model_input, run.time, self._target)
                 self.counts["network_forward"] += 1
         if self._fused:  # what a row does not read may be any tensor of the right shape
             return (conditional if needs_conditional else run.x, *rest, unconditional if needs_unconditional else run.x)
@@ -117,6 +119,12 @@ class _ClassifierFree(Acting):
     def _both(self, run):
         """Both outputs from one call: the conditional ones first."""
         twice = (torch.cat([v, v]) for v in (run.model_input, run.time))
-        (out,) = as_outputs(self._model(*twice, torch.cat([self._target, self._no_target])))
+        out = self._conditional(*twice, torch.cat([self._target, self._no_target]))
         self.counts["network_forward"] += 2
         return out[: len(run.x)], out[len(run.x) :]
+
+    def _conditional(self, x, time, y):
+        outputs = as_outputs(self._model(x, time, y))
+        if len(outputs) != 1:
+            raise ValueError(f"conditional_model returned {len(outputs)} outputs: one tensor is taken")
+        return checked_output(outputs[0], x.shape, "conditional_model")

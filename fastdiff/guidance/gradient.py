@@ -1,6 +1,7 @@
 """What the gradient methods share: log p of a classifier, targets and strengths by sample, counts, and gradients that leave
 the network as it was."""
 
+import dis
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -8,6 +9,8 @@ from functools import partial
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from ..action import Acting, Setting
 from ..noise import unknown
@@ -114,6 +117,20 @@ def informed(plan):
     return plan.calls_model & (plan.sigmas < PURE_NOISE)
 
 
+def check_call(what: str, function: Callable, *arguments: str) -> str:
+    """How a function will be called, for messages. Raises ``TypeError`` where it cannot be called so."""
+    called = f"{what}({', '.join(arguments)})"
+    if not callable(function):
+        raise TypeError(f"{what} is {type(function).__name__}: something that can be called as {called} is taken")
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError as error:
+        raise TypeError(f"{what} cannot be called as {called}: {error}") from None
+    except ValueError:  # something of C without a signature
+        pass
+    return called
+
+
 # ---- gradients
 
 
@@ -126,18 +143,11 @@ class Guiding(Acting):
     """The part of an acting guidance that every gradient method has. Subclasses call `freeze` when all is checked."""
 
     def __init__(self, setting: Setting, log_prob: Callable, target, arguments: int, counted: dict[str, int]):
-        if not callable(log_prob):
-            raise TypeError(f"log_prob is {type(log_prob).__name__}: something that can be called for log p(y | x) is taken")
-        called = "(x, sigma, y)" if arguments == 3 else "(x0, y)"
-        try:
-            inspect.signature(log_prob).bind(*range(arguments))
-        except TypeError as error:
-            raise TypeError(f"log_prob cannot be called as log_prob{called}: {error}") from None
-        except ValueError:  # something of C without a signature
-            pass
+        called = check_call("log_prob", log_prob, *(("x", "sigma", "y") if arguments == 3 else ("x0", "y")))
         if torch.is_inference_mode_enabled():
             raise RuntimeError("guidance differentiates, and torch.inference_mode() records nothing to differentiate: call "
                                "fd.sample outside of it (it needs no torch.no_grad() either)")
+        _check_evaluates(log_prob)
         self._log_prob, self._called, self.counts = log_prob, called, counted
         self._all_targets = as_target(target, setting.shape[0], log_prob.classes if isinstance(log_prob, Labels) else None)
         self._device, self._size = setting.device, setting.size
@@ -181,7 +191,7 @@ class Guiding(Acting):
         samples = len(x) // self._size if self._size else 1
         self.counts["classifier_forward"] += samples
         self.counts["classifier_backward"] += samples
-        at = f"log_prob{self._called} at sigma {run.sigma:.6g}"
+        at = f"{self._called} at sigma {run.sigma:.6g}"
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"{at} returned {type(value).__name__}: a tensor ({len(x)},) is taken, log p of each sample")
         if value.shape != (len(x),) or not value.is_floating_point():
@@ -195,25 +205,53 @@ class Guiding(Acting):
             raise FloatingPointError(f"{at} returned NaN for {int(value.isnan().sum())} of {len(x)} samples")
         return value
 
+    def _slope_of(self, run, log_p: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """`gradient`, checked."""
+        slope = gradient(log_p, x)
+        if slope.is_cpu and bool(slope.isnan().any()):
+            bad = int(slope.flatten(1).isnan().any(1).sum())
+            raise FloatingPointError(f"the gradient of {self._called} at sigma {run.sigma:.6g} is NaN for {bad} of {len(slope)} "
+                                     "samples: the logarithm of a probability that is 0 in floating point has none, "
+                                     "torch.log_softmax has")
+        return slope
+
 
 def fit(column: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """(B,) as (B, 1, ..., 1)."""
     return column.view(-1, *[1] * (like.ndim - 1))
 
 
-def _modules(function) -> list[nn.Module]:
-    """The networks in something that is called: itself, what it is bound to, what it closes over, globals that it names."""
-    if isinstance(function, nn.Module):
-        return [function]
+def _check_evaluates(log_prob: Callable) -> None:
+    """A classifier in training mode would draw dropout, mix samples of a batch and learn from them."""
+    for module in (m for network in _modules(log_prob) for m in network.modules()):
+        if module.training and (isinstance(module, _BatchNorm) or isinstance(module, _DropoutNd) and module.p > 0):
+            raise ValueError(f"log_prob calls a network in training mode, with {type(module).__name__} in it: call its eval() "
+                             "first")
+
+
+def _modules(function, depth: int = 3) -> list[nn.Module]:
+    """The networks in something that is called: itself, what it is bound to, what it closes over, globals that it names; and
+    in the functions among these, `depth` functions deep."""
+    found, seen, here = [], set(), [function]
+    for _ in range(depth + 1):
+        here = [value for value in here if id(value) not in seen and not seen.add(id(value))]
+        found += [value for value in here if isinstance(value, nn.Module)]
+        here = [inner for value in here if not isinstance(value, nn.Module) for inner in _held(value)]
+    return found
+
+
+def _held(function) -> list:
+    """What something that is called holds."""
     if isinstance(function, partial):
-        return [m for part in (function.func, *function.args, *function.keywords.values()) for m in _modules(part)]
+        return [function.func, *function.args, *function.keywords.values()]
     if inspect.ismethod(function):
-        return _modules(function.__self__)
+        owner = function.__self__
+        return [function.__func__, owner, *getattr(owner, "__dict__", {}).values()]
     if inspect.isfunction(function):
-        held = [function.__globals__.get(name) for name in function.__code__.co_names]
+        named = {i.argval for i in dis.get_instructions(function.__code__) if i.opname == "LOAD_GLOBAL"}
+        held = [function.__globals__[name] for name in sorted(named) if name in function.__globals__]
         for cell in function.__closure__ or ():
             with suppress(ValueError):  # a variable that has no value yet
                 held.append(cell.cell_contents)
-    else:
-        held = list(getattr(function, "__dict__", {}).values())
-    return [v for v in held if isinstance(v, nn.Module)]
+        return held
+    return list(getattr(function, "__dict__", {}).values()) if callable(function) and not inspect.isclass(function) else []

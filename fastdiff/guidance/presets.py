@@ -34,9 +34,8 @@ def lgd(log_prob: Callable, target, strength=1.0, n: int = 10, window=None) -> T
     """
     if isinstance(n, bool) or not hasattr(n, "__index__") or n < 1:
         raise ValueError(f"n is {n!r}: an int of 1 or more is taken")
-    rho = [s / n for s in strength] if isinstance(strength, (list, tuple)) else strength / n
-    return training_free(log_prob, target, rho=rho, mu=0.0, n_iter=0, n_mc=n, sigma_bar=1.0, rule="state", window=window,
-                         **_PLAIN)
+    return training_free(log_prob, target, rho=_over(strength, n), mu=0.0, n_iter=0, n_mc=n, sigma_bar=1.0, rule="state",
+                         window=window, **_PLAIN)
 
 
 def freedom(log_prob: Callable, target, strength=1.0, n_recur: int = 1, schedule: str = "increase", window=None) -> TrainingFree:
@@ -85,3 +84,10 @@ def tfg(log_prob: Callable, target, rho=1.0, mu=0.25, sigma_bar: float = 0.001, 
     """
     return training_free(log_prob, target, rho=rho, mu=mu, n_iter=n_iter, n_mc=n_mc, sigma_bar=sigma_bar, n_recur=n_recur,
                          rule="tfg", window=window)
+
+
+def _over(strength, n: int):
+    """A strength over n. What is none stays as it is, so that it is refused as everywhere."""
+    if isinstance(strength, (list, tuple)):
+        return [_over(s, n) for s in strength]
+    return strength if isinstance(strength, (bool, str, bytes, type(None))) else strength / n

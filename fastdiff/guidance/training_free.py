@@ -21,6 +21,7 @@ for a plan of any schedule: rules and strengths mean the same for EDM, VP and fl
 """
 
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -31,7 +32,7 @@ from ..action import Acting, Setting
 from ..noise import STREAMS, unknown
 from ..plan import Plan
 from ..steering.window import fresh_name, rows_in
-from .gradient import Guiding, counts, fit, gradient, informed, split_strength
+from .gradient import Guiding, counts, fit, informed, split_strength
 from .travel import base_units, next_levels, time_travel
 
 __all__ = ["RULES", "SCHEDULES", "TrainingFree", "log_mean_exp", "per_level", "pull_back", "training_free"]
@@ -81,9 +82,11 @@ def training_free(
     that is kept is moved as well. "epsilon" moves the estimate, within those bounds. A callback's preview is the estimate as it
     was moved. Several such actions share one evaluation of the network, which each of them counts.
 
-    Raises ``ValueError``/``TypeError`` before the model is called for what does not fit; at the first call, with the model
-    left as it was, for a log p of another shape, without gradient, or NaN, and ``RuntimeError`` for a model whose output has no
-    gradient. ``RuntimeError`` in torch.inference_mode(). `counts` of what it returns: evaluations in the last run.
+    Raises ``ValueError``/``TypeError`` before the model is called for what does not fit, such as a classifier whose dropout or
+    batch normalisation is in training mode; at the first call, with the model left as it was, for a log p of another shape or
+    without gradient, ``FloatingPointError`` where it or its gradient is NaN, and ``RuntimeError`` for a model whose output has no
+    gradient, or where an action after this one evaluates the model twice in a row and shares a part of both.
+    ``RuntimeError`` in torch.inference_mode(). `counts` of what it returns: evaluations in the last run.
     """
     return TrainingFree(log_prob, target, rho, mu, n_iter, n_mc, sigma_bar, n_recur, rule, over_log_prob, rho_schedule,
                         mu_schedule, sigma_bar_schedule, window)
@@ -137,8 +140,16 @@ def log_mean_exp(log_p: torch.Tensor) -> torch.Tensor:
 
 
 def pull_back(estimate: torch.Tensor, x: torch.Tensor, slope: torch.Tensor, retain_graph: bool = False) -> torch.Tensor:
-    """(d estimate / dx)^T slope: the gradient at x of what has this slope at the estimate. One backward of the network."""
-    return torch.autograd.grad(estimate, x, slope, retain_graph=retain_graph)[0]
+    """(d estimate / dx)^T slope: the gradient at x of what has this slope at the estimate. One backward of the network.
+
+    Where x is float16, each sample's slope goes through the network divided by its largest entry, and the result is float32:
+    float16 ends at 65504, which a slope times a noise level can pass, and below 6e-8, where slopes can be.
+    """
+    if x.dtype != torch.float16:
+        return torch.autograd.grad(estimate, x, slope, retain_graph=retain_graph)[0]
+    most = slope.flatten(1).abs().amax(1)
+    unit = fit(torch.where(most > 0, most, 1.0), slope)
+    return torch.autograd.grad(estimate, x, slope / unit, retain_graph=retain_graph)[0].float() * unit
 
 
 def per_level(name: str, plan: Plan) -> np.ndarray:
@@ -189,6 +200,7 @@ class _TrainingFree(Guiding):
         self._spread = np.where(self._acts, spread, 0.0)
         self._n_mc = action.n_mc
         self._keys_of = self._keys = None
+        self._evaluated = lambda: None  # a weak reference
         self.plan = plan
         add = _into_d if action.rule == "epsilon" else _into_next
         self._added = 0
@@ -243,7 +255,7 @@ class _TrainingFree(Guiding):
                 pulled = here
                 if self._over_log_prob:  # 0 where log p is 0: nothing is left to gain
                     pulled = here * fit(torch.where(log_p == 0, 0.0, log_p.abs().reciprocal()), here)
-                slope = pull_back(estimate, x, pulled, retain_graph=shared)
+                slope = self._pull_back(evaluate, estimate, x, pulled, shared)
                 self.counts["network_backward"] += 1
             finally:
                 if not shared:
@@ -253,6 +265,18 @@ class _TrainingFree(Guiding):
             outputs = tuple(o.detach() for o in outputs)  # the network's graph goes before the classifier is called again
         total = self._ascend(run, row, estimate, here) if self._at_estimate[row] else None
         return outputs, self._scaled("rho", slope), total
+
+    def _pull_back(self, evaluate, estimate, x, slope, retain_graph):
+        again = self._evaluated() is evaluate  # each row comes with an `evaluate` of its own
+        self._evaluated = weakref.ref(evaluate)
+        try:
+            return pull_back(estimate, x, slope, retain_graph)
+        except RuntimeError as error:
+            if not again:
+                raise
+            raise RuntimeError("an action after this guidance evaluates the model twice in one row and keeps what the first "
+                               "evaluation computed, as a concept with a scale does; its gradient can be taken once: put that "
+                               "action before the guidance in steering") from error
 
     def _estimate(self, row, x, outputs):
         """x0_hat in float32, from the model's input and its outputs."""
@@ -279,7 +303,7 @@ class _TrainingFree(Guiding):
                 if target is not None and self._n_mc > 1:
                     target = target.repeat(self._n_mc, *[1] * (target.ndim - 1))
                 log_p = log_mean_exp(self._log_p(run, around, target).view(self._n_mc, len(x0)))
-            return log_p.detach(), gradient(log_p, x0)
+            return log_p.detach(), self._slope_of(run, log_p, x0)
 
     def _ascend(self, run, row, estimate, slope):
         """The sum of the slopes on the way: Delta_0 = mu_t strength_b sum. slope: at the estimate, where the way begins."""
@@ -317,6 +341,9 @@ def _into_next(plan: Plan, name: str, weights: np.ndarray) -> Plan:
                              "taken, or rule='epsilon', or a window without that level")
     if not any(row.clip for row, w in zip(plan.rows, weights) if w):
         return plan.with_input(name, d=np.divide(weights, plan.d_weight, where=weights != 0, out=np.zeros(len(plan))))
+    if any(row.clip and "d" in row.mask for row, w in zip(plan.rows, weights) if w):
+        raise ValueError("the rule moves the base past the bounds of the estimate, and the mask of the plan "
+                         f"({plan.name!r}) with them: with clip_denoised, inpaint='x' is taken, or rule='epsilon'")
     rows = [replace(row, y=_moved(plan, r, row, name, w)) if w else row for r, (row, w) in enumerate(zip(plan.rows, weights))]
     return Plan.from_rows(rows, inputs=(*plan.inputs, name), outputs=plan.outputs, ring=plan.ring, bank=plan.bank, name=plan.name,
                           info=plan.info)

@@ -42,6 +42,9 @@ class NoiseAlignment:
     def __post_init__(self):
         if not self.targets:
             raise ValueError("no target was given: one or more are taken")
+        wrong = [type(g).__name__ for g in (self.full, *self.targets.values()) if not isinstance(g, Gaussian)]
+        if wrong:
+            raise TypeError(f"{wrong[0]} was given: Gaussians are taken. NoiseAlignment.fit makes them of data")
         for name, target in self.targets.items():
             same_scale(f"target {name!r}", target.about, "the full data", self.full.about)
 
@@ -83,19 +86,20 @@ class NoiseAlignment:
         """Of one sample."""
         return self.full.shape
 
-    def at(self, weight=3.0, window=(5.3, 80.0), target=None, *, steps=None, rank: int | None = None, gain: float = GAIN,
+    def at(self, weight=3.0, window=(5.3, float("inf")), target=None, *, steps=None, rank: int | None = None, gain: float = GAIN,
            how: str | None = None) -> Alignment:
         """The action for ``fd.sample(..., steering=[...])``.
 
-        weight: w, a number or (B,), one a sample; window: (low, high), noise levels sigma_t / alpha_t, both in it; or None, and
-        steps: (first, last) of the sampler, with all their stages. target: a name, or B of them; not needed where there is one.
+        weight: w, a number or (B,), one a sample; window: (low, high), noise levels sigma_t / alpha_t, both in it, high may be
+        infinite; or None, and steps: (first, last) of the sampler, with all their stages. target: a name, or B of them; not
+        needed where there is one.
         rank: so many directions of each Gaussian in every row; otherwise those whose gain is above ``gain`` at the lowest
         level of the window, and at higher levels only as many as keep the map as exact as it is there.
         how: "bank": projections are weights of vectors in the row's bank (at most 16 columns); "lift": the sum is made in one
         more pass and is one more input of the row; None: the faster one, see ``BANK_COLUMNS``.
 
-        The defaults are what the paper's author published for CIFAR-10 (18 steps of Heun, w = 3 in the steps 0 to 7), but for
-        the second stage of step 7, at sigma 3.3: ``window=None, steps=(0, 7)`` has that too.
+        The defaults are what the paper's author published for CIFAR-10 (18 steps of Heun from sigma 80, w = 3 in the steps 0 to
+        7), but for the second stage of step 7, at sigma 3.3: ``window=None, steps=(0, 7)`` has that too.
         """
         return Alignment(self, weight, window, target, steps, rank, gain, how)
 
@@ -239,9 +243,9 @@ def _table(full: Gaussian, targets: Mapping[str, Gaussian], plan: Plan, rows: np
         members.append(put(moved, filtered(f"target {name!r}", target, 1.0)))
     shared = put(filtered("the full data", full, -1.0))
     columns = max(map(len, members)) + len(shared)
-    index, used = torch.zeros(len(members), columns, dtype=torch.int64), torch.zeros(len(members), columns)
+    index, used = np.zeros((len(members), columns), np.int64), np.zeros((len(members), columns), np.float32)
     for t, member in enumerate(members):
-        own = torch.tensor(member + shared)
+        own = member + shared
         index[t, : len(own)], used[t, : len(own)] = own, 1.0
 
     vectors, gains, offsets = zip(*parts)
@@ -251,7 +255,7 @@ def _table(full: Gaussian, targets: Mapping[str, Gaussian], plan: Plan, rows: np
         table[rows] = np.concatenate(values, axis=1)
         return torch.from_numpy(table)
 
-    return _Table(torch.cat(vectors), by_row(gains), by_row(offsets), index, used)
+    return _Table(torch.cat(vectors), by_row(gains), by_row(offsets), torch.from_numpy(index), torch.from_numpy(used))
 
 
 class _Projected(Acting):

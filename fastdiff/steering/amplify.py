@@ -16,8 +16,9 @@ import torch
 
 from ..action import Acting, Setting
 from ..plan import Plan
-from .branch import Branch
-from .inject import Edit
+from .branch import Branch, inside_compiled
+from .collect import find_block
+from .inject import Edit, compiled
 from .window import per_sample, rows_in
 
 if TYPE_CHECKING:
@@ -122,7 +123,6 @@ class _Together:
         self._network = network
         self._edits[block] = edit
         self._parts.append(part)
-        self.select(torch.arange(self._size).clamp(max=len(weight) - 1))  # for loops that never select
         return self._replan(plan)
 
     def _resolve(self, injection, setting) -> torch.nn.Module:
@@ -142,6 +142,8 @@ class _Together:
                                  "concept.at(..., network=...)")
             if block not in names and inner:
                 network = names[inner[0]]
+        if isinstance(setting.model, torch.nn.Module) and find_block(network, block) in inside_compiled(setting.model):
+            raise ValueError(compiled(block))
         if self._network not in (None, network):
             raise ValueError("concepts for two networks were given: the concepts of one run are for one network")
         return network
@@ -187,6 +189,8 @@ class _Together:
             if part.scale != 1:
                 groups.setdefault(part.scale, []).append(part)
         first, amplified = self._evaluate(always, groups, evaluate)
+        if len(first) <= max(self._combined, default=-1):
+            raise ValueError(f"the model returned {len(first)} output{'s' * (len(first) != 1)}: {len(self._combined)} are taken")
         for i in self._combined if amplified else ():
             memory = [outputs[i].data_ptr() for outputs in (first, *(outputs for _, outputs in amplified))]
             if len(set(memory)) < len(memory) and memory[0] not in (0, run.x.data_ptr()):  # run.x stands for what is not read
@@ -213,7 +217,7 @@ class _Together:
         for branch, (scale, parts) in zip(branches, groups.items()):
             with ExitStack() as stack:
                 stack.enter_context(branch.second())
-                self._edit(stack, always + parts)
+                self._edit(stack, always + parts, kept=always)
                 outputs = evaluate()
             branch.forget()
             amplified.append((scale, outputs))
@@ -225,15 +229,17 @@ class _Together:
             self.branches[blocks] = Branch(self._network, blocks)
         return self.branches[blocks]
 
-    def _edit(self, stack: ExitStack, parts) -> None:
+    def _edit(self, stack: ExitStack, parts, kept=()) -> None:
+        """kept: parts that the first evaluation had too. Where their block is part of what is shared, it is not called again."""
+        again = {part.injection.concept.block for part in parts if part not in kept}
         for block in dict.fromkeys(part.injection.concept.block for part in parts):
-            stack.enter_context(self._edits[block].at(self._column_weights(block, parts)))
+            stack.enter_context(self._edits[block].at(self._column_weights(block, parts), required=block in again))
 
     def _column_weights(self, block, parts) -> torch.Tensor:
         """(size, M) float32: the weights of a block's directions, 0 for those that do not act."""
 
         def made():
-            weight = torch.zeros(self._size, len(self._edits[block].directions))
+            weight = torch.zeros(self._size, len(self._edits[block].directions), device="cpu")
             for part in parts:
                 if part.injection.concept.block == block:
                     weight[:, part.column] = part.weight

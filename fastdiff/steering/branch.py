@@ -224,13 +224,12 @@ class _Frame:
         self.levels = [[]]
 
 
-class _Recorder:
-    """The first evaluation."""
+class _Evaluation:
+    """What stands in for the modules' ``forward`` while a model runs. Subclasses say which frame a call of the network enters,
+    ``_entered(args, kwargs)``, and what a module's call does, ``_of_module(module, forward)``."""
 
-    def __init__(self, network, blocks):
-        self._network, self._blocks = network, set(blocks)
-        self._outside = self._frame = _Frame()
-        self.frames = [self._outside]
+    def __init__(self, network, outside: _Frame):
+        self._network, self._outside, self._frame = network, outside, outside
 
     def forward(self, module) -> Callable:
         return self._of_network if module is self._network else lambda forward: self._of_module(module, forward)
@@ -239,15 +238,27 @@ class _Recorder:
         def call(*args, **kwargs):
             if self._frame is not self._outside:  # a network that calls itself
                 return forward(*args, **kwargs)
-            edited = any(frame.reached for frame in self.frames)
-            self._frame = _Frame(_Values((args, kwargs)) if edited else None)
-            self.frames.append(self._frame)
+            self._frame = self._entered(args, kwargs)
             try:
                 return forward(*args, **kwargs)
             finally:
                 self._frame = self._outside
 
         return call
+
+
+class _Recorder(_Evaluation):
+    """The first evaluation."""
+
+    def __init__(self, network, blocks):
+        super().__init__(network, _Frame())
+        self._blocks = set(blocks)
+        self.frames = [self._outside]
+
+    def _entered(self, args, kwargs):
+        edited = any(frame.reached for frame in self.frames)
+        self.frames.append(_Frame(_Values((args, kwargs)) if edited else None))
+        return self.frames[-1]
 
     def _of_module(self, module, forward):
         def call(*args, **kwargs):
@@ -293,34 +304,23 @@ class _Recorder:
                     frame.close()
 
 
-class _Replay:
+class _Replay(_Evaluation):
     """The second evaluation."""
 
     def __init__(self, frames, network):
-        self._outside, *self._frames = frames
-        self._network = network
-        self._left = iter(self._frames)
+        super().__init__(network, frames[0])
+        self._frames = frames  # their ids are theirs as long as they live
+        self._left = iter(frames[1:])
         self._places = {id(frame): iter(frame.calls) for frame in frames}
-        self._frame, self._off, self._depth = self._outside, set(), 0
+        self._off, self._depth = set(), 0
         self.shared: list = []
         self.computed: dict = {}
 
-    def forward(self, module) -> Callable:
-        return self._of_network if module is self._network else lambda forward: self._of_module(module, forward)
-
-    def _of_network(self, forward):
-        def call(*args, **kwargs):
-            if self._frame is not self._outside:
-                return forward(*args, **kwargs)
-            frame = self._frame = next(self._left, _Frame())
-            if frame.arguments is not None and not frame.arguments.equal((args, kwargs)):
-                self._off.add(id(frame))
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                self._frame = self._outside
-
-        return call
+    def _entered(self, args, kwargs):
+        frame = next(self._left, _Frame())
+        if frame.arguments is not None and not frame.arguments.equal((args, kwargs)):
+            self._off.add(id(frame))
+        return frame
 
     def _of_module(self, module, forward):
         def call(*args, **kwargs):

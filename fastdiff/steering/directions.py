@@ -9,6 +9,8 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
+from operator import index
 
 import torch
 
@@ -79,13 +81,13 @@ def rfm(samples: Samples, targets: Targets, *, bandwidth=(1.0, 10.0), ridge=(1e-
     computed, 5 to 8 in the recipes; choose: of these the one whose predictor has the highest held-out AUC, else the last. The
     kernel of the first iteration is the same for all labels and is factored once for each bandwidth and ridge.
     """
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
+    if isinstance(iterations, bool) or not hasattr(iterations, "__index__") or iterations < 1:
         raise ValueError(f"iterations is {iterations!r}: an int of 1 or more is taken")
     center_grads = (center_grads,) if isinstance(center_grads, bool) else tuple(center_grads)
     if not center_grads or not all(isinstance(center, bool) for center in center_grads):
         raise ValueError(f"center_grads is {center_grads}: True, False, or both is taken")
     widths, ridges = _positive("bandwidth", bandwidth), _positive("ridge", ridge)
-    return _rfm(samples, targets, widths, ridges, center_grads, adaptive, iterations, choose)
+    return _rfm(samples, targets, widths, ridges, center_grads, adaptive, index(iterations), choose)
 
 
 def _rfm(samples, targets, widths, ridges, center_grads, adaptive, iterations, choose):
@@ -110,7 +112,7 @@ METHODS = {"rfm": rfm, "mean_difference": mean_difference, "covariance_aware": c
 
 def _positive(name, values) -> list[float]:
     values = list(values) if isinstance(values, Iterable) and not isinstance(values, str) else [values]
-    if not values or not all(isinstance(v, (int, float)) and not isinstance(v, bool) and 0 < v < math.inf for v in values):
+    if not values or not all(isinstance(v, Real) and not isinstance(v, bool) and 0 < v < math.inf for v in values):
         raise ValueError(f"{name} is {values!r}: a finite number above 0, or several, is taken")
     return [float(v) for v in values]
 
@@ -124,7 +126,7 @@ def checked_targets(labels, count: int, classes=None) -> tuple[dict[object, torc
     samples, or fewer than two without it, since one of each is held out.
     """
     masks = _masks(labels, count)
-    wanted = list(masks) if classes is None else list(classes)
+    wanted = list(masks) if classes is None else [_label(name, "classes") for name in classes]
     if not wanted:
         raise ValueError("no label is wanted: classes is empty")
     for name in wanted:
@@ -140,19 +142,26 @@ def checked_targets(labels, count: int, classes=None) -> tuple[dict[object, torc
 
 def _masks(labels, count) -> dict[object, torch.Tensor]:
     if isinstance(labels, Mapping):
-        masks = {name: torch.as_tensor(mask).cpu() for name, mask in labels.items()}
+        masks = {_label(name, "labels"): torch.as_tensor(mask, device="cpu") for name, mask in labels.items()}
         for name, mask in masks.items():
             if mask.dtype != torch.bool or tuple(mask.shape) != (count,):
                 raise ValueError(f"labels[{name!r}] is {mask.dtype} {tuple(mask.shape)}: bool ({count},), one a sample, is taken")
         return masks
-    values = labels.tolist() if hasattr(labels, "tolist") else list(labels)
+    values = [_label(value, "labels") for value in (labels.tolist() if hasattr(labels, "tolist") else labels)]
     if len(values) != count:
         raise ValueError(f"labels has {len(values)} entries, there are {count} samples: one a sample is taken")
-    for value in values:
-        if not isinstance(value, (int, str)):
-            raise TypeError(f"labels holds {value!r}: ints or text are taken")
     names = sorted(set(values), key=lambda name: (isinstance(name, str), name))
-    return {name: torch.tensor([value == name for value in values]) for name in names}
+    return {name: torch.tensor([value == name for value in values], device="cpu") for name in names}
+
+
+def _label(value, what) -> int | str:
+    """A label as a ``Concept`` keeps it: NumPy's and torch's ints as Python's. Raises ``TypeError``."""
+    if isinstance(value, str):
+        return str(value)
+    try:
+        return value if isinstance(value, bool) else index(value)
+    except TypeError:
+        raise TypeError(f"{what} holds {value!r}: ints or text are taken") from None
 
 
 def fit_directions(activations: torch.Tensor, labels, method: str = "rfm", *, classes=None, held_out: float = 0.2,

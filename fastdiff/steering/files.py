@@ -95,6 +95,8 @@ def load(path: str | os.PathLike, kind: str) -> tuple[dict[str, torch.Tensor], d
 
 def check_made_for(what: str, made: Iterable[int], given: Iterable[int] | None) -> None:
     """Raises ``ValueError`` where something was made for samples of another shape than it is used with."""
+    if given is not None and not isinstance(given, Iterable):
+        raise TypeError(f"shape is {given!r}: the sizes of one sample are taken")
     if given is not None and tuple(given) != tuple(made):
         raise ValueError(f"{what} was made for samples of shape {tuple(made)}: it cannot be used for {tuple(given)}")
 
@@ -104,7 +106,10 @@ def check_values(what: str, made: Sequence[float], given: Sequence[float] | None
     let pass, for data that does not reach its bounds."""
     if given is None:
         return
-    low, high = map(float, given)
+    pair = tuple(given) if isinstance(given, Iterable) else ()
+    if len(pair) != 2:
+        raise TypeError(f"values is {given!r}: (low, high) is taken")
+    low, high = map(float, pair)
     if not low < high:
         raise ValueError(f"values go from {low:g} to {high:g}: (low, high) is taken")
     if max(abs(made[0] - low), abs(made[1] - high)) > 0.05 * (high - low):

@@ -33,8 +33,9 @@ class Gaussian:
     """N(mean, covariance) of data, as far as its eigenvectors were kept.
 
     mean: (*shape) float64; basis: (R, *shape) float32, orthonormal; eigenvalues: (R,) float64, falling, all above 0;
-    rest: the variance outside of the basis, summed over all directions; about: what it was fitted on.
-    Raises ``ValueError`` for tensors that are not that.
+    rest: the variance outside of the basis, summed over all directions; about: what it was fitted on, with at least "count",
+    "shape" [*shape], "range" [low, high] of the values, and "asked", the rank that was asked for or None.
+    Raises ``ValueError`` for what is not that.
     """
 
     mean: torch.Tensor
@@ -55,6 +56,9 @@ class Gaussian:
             raise ValueError("eigenvalues are not positive and falling")
         if not 0 <= self.rest < math.inf:
             raise ValueError(f"rest is {self.rest}: a finite variance of 0 or more is taken")
+        missing = [name for name in ("count", "shape", "range", "asked") if name not in self.about]
+        if missing:
+            raise ValueError(f"about lacks {', '.join(missing)}: count, shape, range and asked are taken")
 
     @classmethod
     def fit(cls, data, *, sigma: float = 0.0, gain: float = GAIN, rank: int | None = None, name: str = "data") -> Gaussian:
@@ -92,8 +96,9 @@ class Gaussian:
             sums.add(flat)
         mean, total, values, vectors = sums.result()
         keep = values > _SMALLEST * float(values[0]) if len(values) and values[0] > 0 else values > 0
+        real = int(keep.sum())
         keep &= values > gain / (1 - gain) * float(sigma) ** 2
-        R = int(keep.sum()) if rank is None else min(int(rank), int((values > 0).sum()))
+        R = int(keep.sum()) if rank is None else min(int(rank), real)
         values = values[:R].cpu().contiguous()
         about = {**seen.about, "lost": sums.lost, "asked": rank}
         basis = vectors[:R].to("cpu", torch.float32).reshape(R, *seen.shape).contiguous()
@@ -122,7 +127,7 @@ class Gaussian:
         outside of the basis, a bound: no gain there is above the last one in it."""
         gains = self.gains(sigma)
         outside = self.rest * (float(gains[-1]) if self.rank else 1.0)
-        parts = torch.cat([gains * self.eigenvalues, torch.tensor([outside], dtype=torch.float64)])
+        parts = torch.cat([gains * self.eigenvalues, gains.new_tensor([outside])])
         return parts.flip(0).cumsum(0).flip(0)
 
     def error(self, rank: int, sigma: float) -> float:
@@ -142,7 +147,7 @@ class Gaussian:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return {"mean": self.mean, "basis": self.basis, "eigenvalues": self.eigenvalues,
-                "rest": torch.tensor(self.rest, dtype=torch.float64)}
+                "rest": torch.tensor(self.rest, dtype=torch.float64, device="cpu")}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor], about: Mapping) -> Gaussian:

@@ -7,13 +7,13 @@ concept of the block.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
+import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
@@ -29,7 +29,7 @@ __all__ = ["Edit", "Injection", "edited"]
 
 
 class _Edited(torch.autograd.Function):
-    """h + sum_m w_m |h| v_m, and its gradient: g + (sum_m w_m <g, v_m>) h / |h|."""
+    """h + sum_m w_m |h| v_m, and its gradients: g + (sum_m w_m <g, v_m>) h / |h|, and |h| <g, v_m> by w_m."""
 
     @staticmethod
     def forward(h, bank, weight):
@@ -47,10 +47,11 @@ class _Edited(torch.autograd.Function):
     def backward(ctx, g):
         h, bank, weight = ctx.saved_tensors
         flat, g_flat = h.float().flatten(1), g.float().flatten(1)
-        along = (weight * (g_flat @ bank.flatten(1).T)).sum(1, keepdim=True)
+        along = g_flat @ bank.flatten(1).T  # (B, M)
         norm = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
         unit = torch.where(norm > 0, flat / norm, 0)
-        return (g_flat + along * unit).view(g.shape).to(g.dtype), None, None
+        of_h = g_flat + (weight * along).sum(1, keepdim=True) * unit
+        return of_h.view(g.shape).to(g.dtype), None, norm * along
 
 
 class Edit:
@@ -74,8 +75,7 @@ class Edit:
         self._module = find_block(network, block)
         self.network, self.block, self.skip = network, block, skip
         if self._module in inside_compiled(network):
-            raise ValueError(f"block {block!r} lies in a compiled or scripted module, which Python does not call: the network as "
-                             "it was before is taken, or one whose blocks are compiled one by one")
+            raise ValueError(compiled(block))
         floating = isinstance(directions, torch.Tensor) and directions.is_floating_point()
         if not floating or directions.ndim < 2 or not len(directions):
             raise TypeError(f"directions is {_what(directions)}: a floating tensor (M, *shape) is taken")
@@ -83,17 +83,21 @@ class Edit:
         self._takers: set[torch.nn.Module] = set()  # who took h, where skip is False: known after the first evaluation
 
     @contextmanager
-    def at(self, weight: torch.Tensor):
-        """Inside, every call of the block is edited. weight: (B, M) or (1, M) float32; 0 leaves a sample's bits as they are.
+    def at(self, weight: torch.Tensor, *, required: bool = True):
+        """Inside, every call of the block is edited. weight: (B, M) or (1, M) float; 0 leaves a sample's bits as they are.
 
         The activation's batch is B, or a multiple of it: several copies of the batch, one after the other, as models make that
         call the network once for the condition and its absence. Hooks are removed whatever happens. Raises
-        ``RuntimeError`` where the block is edited already, and at the end where it was never called.
+        ``RuntimeError`` where the block is edited already, and, if ``required``, at the end where it was never called.
         """
+        floating = isinstance(weight, torch.Tensor) and weight.is_floating_point()
+        if not floating or weight.ndim != 2 or weight.shape[1] != len(self.directions):
+            M = len(self.directions)
+            raise ValueError(f"weight is {_what(weight)}: a floating tensor (B, {M}) or (1, {M}), one a direction, is taken")
         if self._module in _in_use:
             raise RuntimeError(f"block {self.block!r} is edited already: one edit takes all directions of a block")
-        _in_use.add(self._module)
         handles, run = [], _Run(self, weight)
+        _in_use.add(self._module)
         try:
             handles.append(self._module.register_forward_hook(run.leave))
             if not self.skip:
@@ -104,10 +108,11 @@ class Edit:
             for handle in handles:
                 handle.remove()
             _in_use.discard(self._module)
-        run.check()
+        if required:
+            run.check()
 
     def __call__(self, h: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """h (B, *shape) with the directions added, a new tensor of h's dtype. Differentiable in h."""
+        """h (B, *shape) with the directions added, a new tensor of h's dtype. Differentiable in h and weight."""
         if h.shape[1:] != self.directions.shape[1:]:
             given, made = tuple(h.shape[1:]), tuple(self.directions.shape[1:])
             raise ValueError(f"block {self.block!r} returned {given} a sample, the direction has {made}: a direction is for one "
@@ -119,6 +124,12 @@ class Edit:
         if self.directions.device != h.device:
             self.directions = self.directions.to(h.device)
         return _Edited.apply(h, self.directions, weight.to(h.device, torch.float32))
+
+
+def compiled(block: str) -> str:
+    """What to say of a block whose hooks Python may never call."""
+    return (f"block {block!r} lies in a compiled or scripted module, which Python does not call: the network as it was before is "
+            "taken, or one whose blocks are compiled one by one")
 
 
 _in_use: WeakSet[torch.nn.Module] = WeakSet()
@@ -181,7 +192,7 @@ def edited(network: torch.nn.Module, block: str, direction, weight, *, skip: boo
     directions, weights = ([direction], [weight]) if one else (list(direction), list(weight))
     if len(directions) != len(weights):
         raise ValueError(f"{len(directions)} directions and {len(weights)} weights were given: one weight for each is taken")
-    weights = [torch.as_tensor(w, dtype=torch.float32).reshape(-1) for w in weights]
+    weights = [torch.as_tensor(w, dtype=torch.float32, device=directions[0].device).reshape(-1) for w in weights]
     return Edit(network, block, torch.stack(directions), skip=skip).at(torch.stack(torch.broadcast_tensors(*weights), 1))
 
 
@@ -222,8 +233,10 @@ class Injection:
     def __post_init__(self):
         if not isinstance(getattr(self.concept, "direction", None), torch.Tensor) or not hasattr(self.concept, "block"):
             raise TypeError(f"concept is {type(self.concept).__name__}: a Concept is taken, with a direction and a block")
-        if isinstance(self.scale, bool) or not hasattr(self.scale, "__float__") or not math.isfinite(self.scale):
-            raise ValueError(f"scale is {self.scale!r}: a finite number is taken")
+        if isinstance(self.scale, bool) or not hasattr(self.scale, "__float__") or np.ndim(self.scale):
+            raise TypeError(f"scale is {self.scale!r}: a number is taken, one for all samples")
+        if not abs(self.scale) <= torch.finfo(torch.float32).max:
+            raise ValueError(f"scale is {self.scale!r}: a finite number of float32 is taken")
         if self.window is not None:
             object.__setattr__(self, "window", check_window(self.window))
         if not isinstance(self.skip, bool):

@@ -84,6 +84,6 @@ def split(groups: torch.Tensor, held_out: float, seed: int) -> tuple[torch.Tenso
         members = order[groups.cpu()[order] == group]
         held.append(members[: min(max(1, round(held_out * len(members))), len(members) - 1)])
     held = torch.cat(held)
-    train = torch.ones(len(groups), dtype=torch.bool)
+    train = torch.ones(len(groups), dtype=torch.bool, device="cpu")
     train[held] = False
     return train.nonzero().flatten(), held.sort().values

@@ -1,7 +1,7 @@
 """Where in a run an action acts, and on which samples: windows of noise levels, weights and choices per sample."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 
 import numpy as np
 import torch
@@ -86,10 +86,11 @@ def per_sample(value, batch: int, what: str = "weight") -> torch.Tensor:
     if isinstance(value, (bool, str, bytes)) or value is None:
         raise TypeError(f"{what} is {value!r}: a number, or one a sample, is taken")
     try:
-        numbers = torch.as_tensor(value)
+        given = np.array(value) if isinstance(value, np.ndarray) else value  # torch takes no negative strides
+        numbers = given if isinstance(given, torch.Tensor) else torch.as_tensor(given, device="cpu")
         if numbers.dtype == torch.bool or numbers.is_complex():
             raise TypeError
-        numbers = numbers.detach().to("cpu", torch.float64)
+        numbers = numbers.detach().to("cpu", torch.float32)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{what} is {value!r}: a number, or one a sample, is taken") from None
     if tuple(numbers.shape) not in ((), (batch,)):
@@ -97,8 +98,9 @@ def per_sample(value, batch: int, what: str = "weight") -> torch.Tensor:
                          "taken")
     least, most = (float(numbers.min()), float(numbers.max())) if numbers.numel() else (0.0, 0.0)
     if not (math.isfinite(least) and math.isfinite(most)):
-        raise ValueError(f"{what} holds {least if not math.isfinite(least) else most}: finite numbers are taken")
-    return numbers.to(torch.float32).expand(batch).clone()
+        raise ValueError(f"{what} holds {least if not math.isfinite(least) else most}: finite numbers of float32 "
+                         "are taken")
+    return numbers.expand(batch).clone()
 
 
 def chosen(target, names: Mapping | Iterable, batch: int, what: str = "target") -> torch.Tensor:
@@ -111,14 +113,14 @@ def chosen(target, names: Mapping | Iterable, batch: int, what: str = "target") 
     if target is None:
         if len(names) != 1:
             raise ValueError(f"no {what} was chosen of {len(names)}: one of {', '.join(names)} is taken, or one a sample")
-        return torch.zeros(batch, dtype=torch.int64)
+        return torch.zeros(batch, dtype=torch.int64, device="cpu")
     one = isinstance(target, str) or hasattr(target, "__index__") and getattr(target, "ndim", 0) == 0
-    if not one and not isinstance(target, Iterable):
+    if not one and (not isinstance(target, Iterable) or isinstance(target, (Set, Mapping))):  # a set has no order
         raise TypeError(f"{what} is {target!r}: a name, or one a sample, is taken")
     given = [target] * batch if one else list(target)
     if len(given) != batch:
         raise ValueError(f"{what} has {len(given)} entries, the batch has {batch} samples: one a sample is taken")
-    return torch.tensor([_position(name, names, what) for name in given], dtype=torch.int64)
+    return torch.tensor([_position(name, names, what) for name in given], dtype=torch.int64, device="cpu")
 
 
 def _position(name, names, what) -> int:

@@ -96,6 +96,34 @@ def test_a_step_to_no_strength_at_log_p_zero():
     torch.testing.assert_close(fd.sample(MODEL, edm(), SHAPE, 0, steering=[sure]), unguided())
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_in_a_loop_of_ones_own(name):
+    with torch.no_grad(), fd.Actions([METHODS[name](STRENGTH[name])], edm(), SHAPE, MODEL) as actions:
+        run = fd.Stepper(actions.plan, SHAPE, 0)
+        while not run.done:
+            run.step(*actions.outputs(run))
+    assert same(run.result(), guided(name))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("inpaint", ["d", "x"])
+@pytest.mark.parametrize("clip", [None, (-2.0, 2.0)])
+def test_what_is_known_stays_known(name, inpaint, clip):
+    """Guidance acts where the sampler paints. Past bounds and a mask of the estimate nothing may move the base."""
+    known, mask = torch.linspace(-1, 1, math.prod(SHAPE)).view(SHAPE), torch.zeros(4, 1, 2)
+    mask[..., 1] = 1
+    plan = edm(inpaint=inpaint, **({} if clip is None else {"clip_denoised": clip}))
+
+    def painted():
+        return fd.sample(MODEL, plan, SHAPE, 0, steering=[METHODS[name](STRENGTH[name])], known=known, mask=mask)
+
+    if inpaint == "d" and clip and name not in ("classifier", "classifier_free", "ugd"):
+        with pytest.raises(ValueError, match="inpaint='x' is taken"):
+            painted()
+    else:
+        torch.testing.assert_close(painted()[..., 0], known[..., 0], rtol=0, atol=1e-6)
+
+
 # ---- classifier-free
 
 

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 import fastdiff as fd
-from fastdiff import guidance
+from fastdiff import guidance, steering
 from fastdiff.action import Actions
 from fastdiff.guidance.gradient import gradient
 from fastdiff.guidance.training_free import log_mean_exp, pull_back
+from fastdiff.steering.concept import network_checksum
 
 SHAPE = (3, 2, 3)
 
@@ -135,9 +136,29 @@ def test_sixteen_bits_come_close(dtype):
     log_prob, y = guidance.labels(classifier, 4), torch.tensor([2, 0, 1])
     exact = guided(guidance.tfg(log_prob, y), network)[1]
     rough = guided(guidance.tfg(log_prob, y), network, dtype=dtype)[1]
-    assert rough[1].dtype == dtype
+    assert rough[1].dtype == (torch.float32 if dtype == torch.float16 else dtype)
     for a, b in zip(exact[1:], rough[1:]):
         assert 0 < (a - b.float()).norm() < 0.05 * a.norm()
+
+
+@pytest.mark.parametrize("steepness", [1e-9, 1.0, 1e3])
+def test_slopes_beyond_the_range_of_float16(steepness):
+    """A slope times sigma = 157 passes 65504, one of 1e-9 is 0 in float16: neither is lost, each sample at its own scale."""
+    mixing = torch.randn(6, 6, generator=torch.Generator().manual_seed(3))
+    scale = torch.tensor([steepness, 1.0, steepness])
+
+    def model(x, t):
+        return (x.flatten(1) @ mixing.to(x.dtype)).tanh().view(x.shape)
+
+    def through(dtype):
+        guide = guidance.freedom(lambda x0, y: -scale * (x0 - 0.3).square().flatten(1).sum(1), None)
+        plan = fd.plan("ddim", schedule="linear", prediction="epsilon", steps=4)
+        with torch.no_grad(), Actions([guide], plan, SHAPE, model, dtype=dtype) as actions:
+            return actions.outputs(fd.Stepper(actions.plan, SHAPE, 0, dtype=dtype))[1]
+
+    exact, rough = through(torch.float32), through(torch.float16)
+    for a, b in zip(exact, rough):
+        assert a.norm() > 0 and (a - b).norm() < 0.05 * a.norm()
 
 
 METHODS = {
@@ -219,7 +240,8 @@ def test_a_network_is_found_where_a_function_has_it():
 
     held = Network()
     functions = {by_name: GLOBAL, unset: GLOBAL, Holder(held): held, Holder(held).method: held,
-                 lambda x, t: held(x, t).float(): held, partial(by_name): GLOBAL, partial(Holder.__call__, Holder(held)): held}
+                 lambda x, t: held(x, t).float(): held, partial(by_name): GLOBAL, partial(Holder.__call__, Holder(held)): held,
+                 torch.autocast("cpu", enabled=False)(Holder(held).method): held, lambda x, t: by_name(x, t): GLOBAL}
     for function, network in functions.items():
         during = []
 
@@ -231,6 +253,15 @@ def test_a_network_is_found_where_a_function_has_it():
         assert during and not any(during)
         assert all(p.requires_grad for p in network.parameters())
     later = None
+
+
+def test_a_classifier_is_found_behind_its_labels():
+    network, classifier, during = Network(), Network(4, seed=1), []
+    log_prob = guidance.labels(lambda x0: classifier(x0 / 2), 4)
+    fd.sample(lambda x, t: network(x, t).float(), vp(), SHAPE, 0, steering=[guidance.mpgd(log_prob, 1)],
+              callback=lambda _: during.append(any(p.requires_grad for p in classifier.parameters())))
+    assert during and not any(during)
+    assert all(p.requires_grad for p in classifier.parameters())
 
 
 def test_grad_mode_of_the_caller_does_not_matter():
@@ -278,3 +309,27 @@ def test_two_guidances_share_one_evaluation():
     assert len(calls) == 1 and len(both) == 3 and not any(o.requires_grad for o in both)
     torch.testing.assert_close(both[1], alone[0][1], rtol=0, atol=0)
     assert (both[2] - alone[1][1]).abs().max() > 1e-6
+
+
+class Behind(nn.Module):
+    """A denoiser with a block behind a network."""
+
+    def __init__(self):
+        super().__init__()
+        self.network, self.block = Network(), nn.Linear(6, 6)
+
+    def forward(self, x, t):
+        return self.block(self.network(x, t).float().flatten(1)).view(x.shape)
+
+
+def test_guidance_and_an_amplified_concept():
+    """The concept's second evaluation keeps what lies before its block. After it, guidance differentiates both; before it, the
+    gradient of that part would be taken twice, and the way out is said."""
+    model = Behind()
+    concept = steering.Concept(torch.full((6,), 6**-0.5), "block", 1.0, network_checksum(model), 0, "one's own", 1.0)
+    amplified = concept.at(weight=0.1, scale=2.0)
+    guide = guidance.dps(guidance.labels(Network(4, seed=1), 4), 1)
+    assert bool(fd.sample(model, vp(), SHAPE, 0, steering=[amplified, guide]).isfinite().all())
+    with pytest.raises(RuntimeError, match="put that action before the guidance"):
+        fd.sample(model, vp(), SHAPE, 0, steering=[guide, amplified])
+    assert all(p.requires_grad for p in model.parameters())

@@ -18,6 +18,13 @@ class Counting:
         return MODEL(x, sigma)
 
 
+
+def in_training(*layers):
+    """A classifier in training mode, behind a function."""
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(math.prod(MIXTURE.shape), 3), *layers).double()
+    return guidance.labels(lambda x0: network(x0.double()), 3)
+
+
 NAMED = guidance.labels(lambda x0: MIXTURE.log_joint(x0, 0.0), ["shirt", "bag", "boot"])
 
 BEFORE = {
@@ -34,6 +41,9 @@ BEFORE = {
     "strengths of another batch": (lambda: guidance.dps(log_prob, 0, [1.0, 2.0]), ValueError, ["(2,)", "4 samples"]),
     "strength NaN": (lambda: guidance.classifier(MIXTURE.log_prob_noisy, 0, math.nan), ValueError, ["nan", "finite"]),
     "strength as text": (lambda: guidance.dps(log_prob, 0, "1"), TypeError, ["'1'"]),
+    "a strength over n as text": (lambda: guidance.lgd(log_prob, 0, "1"), TypeError, ["'1'", "a number"]),
+    "a strength over n that is none": (lambda: guidance.lgd(log_prob, 0, None), TypeError, ["None", "a number"]),
+    "a strength over n that is True": (lambda: guidance.lgd(log_prob, 0, True), TypeError, ["True", "a number"]),
     "a window above the plan": (lambda: guidance.dps(log_prob, 0, window=(30, 40)), ValueError, ["(30, 40)", "20"]),
     "a window upside down": (lambda: guidance.dps(log_prob, 0, window=(2, 1)), ValueError, ["low <= high"]),
     "a window of one": (lambda: guidance.classifier(MIXTURE.log_prob_noisy, 0, window=(2,)), TypeError, ["(low, high)"]),
@@ -46,7 +56,14 @@ BEFORE = {
     "an unknown schedule": (lambda: guidance.freedom(log_prob, 0, schedule="increasing"), ValueError, ["'increase'"]),
     "no conditional model": (lambda: guidance.classifier_free(None, 0), TypeError, ["conditional_model(x, time, y)"]),
     "no condition": (lambda: guidance.classifier_free(conditional, None), TypeError, ["target is None"]),
+    "a conditional model without a condition": (lambda: guidance.classifier_free(lambda x, time: x, 0), TypeError,
+                                                ["conditional_model(x, time, y)", "positional"]),
+    "a null of another shape": (lambda: guidance.classifier_free(conditional, torch.zeros(4, 5), null=1), ValueError,
+                                ["null", "(4,)", "(4, 5)"]),
     "outside by sample": (lambda: guidance.classifier_free(conditional, 0, outside=[0, 0, 0, 0]), TypeError, ["outside"]),
+    "a classifier that draws": (lambda: guidance.tfg(in_training(torch.nn.Dropout(0.1)), 0), ValueError, ["Dropout", "eval()"]),
+    "a classifier that learns": (lambda: guidance.dps(in_training(torch.nn.BatchNorm1d(3)), 0), ValueError,
+                                 ["training mode", "BatchNorm1d"]),
     "one class": (lambda: guidance.labels(lambda x: x, 1), ValueError, ["two or more"]),
     "a class twice": (lambda: guidance.labels(lambda x: x, ["a", "a"]), ValueError, ["a, a"]),
     "classes as text": (lambda: guidance.labels(lambda x: x, "ab"), TypeError, ["'ab'"]),
@@ -93,6 +110,11 @@ def without_grad(x, sigma):
     return MODEL(x, sigma)
 
 
+def underflown(x0, y):
+    """log of a probability that is 0 in float32, computed as one should not."""
+    return (x0.flatten(1).sum(1) * 0.0 - 200).exp().log().clamp(min=-1e4)
+
+
 AT_THE_FIRST_CALL = {
     "a scalar": (MODEL, lambda x0, y: log_prob(x0, y).sum(), ValueError, ["()", "(4,)"]),
     "a column": (MODEL, lambda x0, y: log_prob(x0, y)[:, None], ValueError, ["(4, 1)", "(4,)"]),
@@ -100,6 +122,9 @@ AT_THE_FIRST_CALL = {
     "a number": (MODEL, lambda x0, y: 0.0, TypeError, ["float"]),
     "NaN": (MODEL, lambda x0, y: log_prob(x0, y) * torch.tensor([1, math.nan, 1, 1]), FloatingPointError,
             ["NaN", "1 of 4", "sigma 20"]),
+    "a gradient of NaN": (MODEL, underflown, FloatingPointError, ["gradient of log_prob(x0, y)", "4 of 4", "sigma 20", "log_softmax"]),
+    "a model that returns nothing": (lambda x, sigma: None, log_prob, TypeError, ["the model returned NoneType"]),
+    "a model that returns one sample": (lambda x, sigma: MODEL(x, sigma)[:1], log_prob, ValueError, ["(1, 3, 2)", "(4, 3, 2)"]),
     "no gradient": (MODEL, lambda x0, y: log_prob(x0, y).detach(), RuntimeError, ["without gradient"]),
     "logits of another number": (MODEL, guidance.labels(lambda x0: MIXTURE.log_joint(x0, 0), 4), ValueError,
                                  ["(4, 3)", "(4, 4)"]),
@@ -113,5 +138,32 @@ def test_found_at_the_first_call(case):
     model, judge, kind, words = AT_THE_FIRST_CALL[case]
     with pytest.raises(kind) as error:
         fd.sample(model, edm(), SHAPE, 0, steering=[guidance.dps(judge, 0)])
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_training_mode_is_no_matter_where_it_changes_nothing():
+    for layer in (torch.nn.Dropout(0.0), torch.nn.Tanh(), torch.nn.BatchNorm1d(3).eval()):
+        fd.sample(MODEL, edm(), SHAPE, 0, steering=[guidance.mpgd(in_training(layer), 0)])
+
+
+def test_the_gradient_of_a_noisy_classifier_is_checked():
+    with pytest.raises(FloatingPointError, match="gradient of log_prob.x, sigma, y. at sigma 20"):
+        fd.sample(MODEL, edm(), SHAPE, 0, steering=[guidance.classifier(lambda x, sigma, y: underflown(x, y), 0)])
+
+
+CONDITIONALS = {
+    "one sample": (lambda x, time, y: conditional(x, time, y)[:1], ValueError, ["conditional_model", "(1, 3, 2)"]),
+    "a pair": (lambda x, time, y: (x, x), ValueError, ["2 outputs"]),
+    "nothing": (lambda x, time, y: None, TypeError, ["NoneType"]),
+}
+
+
+@pytest.mark.parametrize("case", CONDITIONALS)
+@pytest.mark.parametrize("options", [{}, {"null": 2}, {"scale": [2.0, 1.0, 0.0, 3.0]}, {"scale": [2.0] * 4, "null": 2}], ids=str)
+def test_a_conditional_model_returns_one_output_of_the_shape(case, options):
+    network, kind, words = CONDITIONALS[case]
+    with pytest.raises(kind) as error:
+        fd.sample(MODEL, edm(), SHAPE, 0, steering=[guidance.classifier_free(network, 0, **options)])
     for word in words:
         assert word in str(error.value)

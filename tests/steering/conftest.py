@@ -1,10 +1,12 @@
-"""The checkout's networks, and one thread for tiny ones."""
+"""The checkout's networks, one thread for tiny ones, and an alignment."""
 
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from steering.classes import fitted
 
 # Last, not first: the checkout's root also holds `kernels`, which must not hide a distribution of that name.
 ROOT = str(Path(__file__).parents[2])
@@ -19,3 +21,9 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def na():
+    """A noise alignment of three classes, with all directions."""
+    return fitted(sigma=0.0)

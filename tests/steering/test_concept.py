@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,6 +55,16 @@ def test_concepts_of_a_network_of_diffusers():
     concepts = fit_concepts(unet_2d(), "down_blocks.2", images, names, 0.3, "mean_difference", classes=["across"],
                             schedule="linear")
     assert list(concepts) == ["across"] and concepts["across"].direction.shape == (16, 4, 4)
+
+
+def test_labels_of_numpy_and_another_default_device(fitted):
+    network, concepts = fitted
+    images, labels = stripes()
+    with torch.device("meta"):
+        again = fit_concepts(network, "enc.2", images, list(labels.numpy()), 0.5, "mean_difference", classes=np.array([2, 1]),
+                             **EDM)
+    assert [(type(c.label), c.label) for c in again.values()] == [(int, 2), (int, 1)]
+    assert all(torch.equal(c.direction, concepts[label].direction) for label, c in again.items())
 
 
 def test_a_file_gives_everything_back(fitted, tmp_path):

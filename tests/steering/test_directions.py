@@ -1,5 +1,6 @@
 """Directions of all methods: closed forms, sign, choice by held-out AUC, and what is refused."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -129,6 +130,12 @@ def test_labels():
     masks, groups = checked_targets([0, 0, 1, 1, 2], 5, classes=[1])
     assert list(masks) == [1] and masks[1].tolist() == [False, False, True, True, False]
     assert len(groups.unique()) == 3  # the split is the same whichever labels are wanted
+    n = np.arange(6) % 3
+    for labels in (n, list(n), list(torch.from_numpy(n)), dict(zip(np.arange(3), torch.eye(3).bool().repeat(1, 2)))):
+        for wanted in (np.array([2, 1]), torch.tensor([2, 1]), [np.int64(2), 1]):
+            masks = checked_targets(labels, 6, classes=wanted)[0]
+            assert [(type(name), name) for name in masks] == [(int, 2), (int, 1)]
+            assert masks[2].tolist() == [False, False, True] * 2
 
 
 X, LABELS = classes(30)
@@ -139,6 +146,7 @@ X, LABELS = classes(30)
     ({"labels": [0] * 30}, ValueError, "label 0 is that of 30 of 30"),
     ({"labels": [0, 1]}, ValueError, "labels has 2 entries, there are 30"),
     ({"labels": [0.5] * 30}, TypeError, "labels holds 0.5"),
+    ({"labels": {("a", 1): torch.zeros(30, dtype=torch.bool)}}, TypeError, r"labels holds \('a', 1\)"),
     ({"labels": {"a": torch.zeros(30, dtype=torch.bool)}}, ValueError, "label 'a' is that of 0 of 30"),
     ({"labels": {"a": torch.zeros(30)}}, ValueError, r"labels\['a'\] is torch.float32"),
     ({"classes": [7]}, ValueError, "label 7 is not known"),

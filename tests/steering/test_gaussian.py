@@ -169,16 +169,24 @@ def test_data_without_variance_is_its_mean():
         g.denoise(torch.zeros(2, 3), 1.0)
 
 
+def test_a_rank_beyond_that_of_the_data_keeps_no_rounding():
+    """Four samples span three directions, whatever is asked for."""
+    g = Gaussian.fit(fd.randn((4, 3, 5), seeds=0), rank=9)
+    assert g.rank == 3 and g.eigenvalues[-1] > 1e-3
+
+
 @pytest.mark.parametrize("change, says", [
     ({"eigenvalues": torch.tensor([1.0, 2.0], dtype=torch.float64)}, "positive and falling"),
     ({"eigenvalues": torch.tensor([1.0, -2.0], dtype=torch.float64)}, "positive and falling"),
     ({"mean": torch.full((3,), math.nan, dtype=torch.float64)}, "mean holds"),
     ({"basis": torch.zeros(2, 4)}, "a basis of shape"),
     ({"rest": -1.0}, "rest is"),
+    ({"about": {"count": 5, "shape": [3]}}, "about lacks range, asked"),
 ])
 def test_tensors_that_are_no_gaussian(change, says):
     parts = {"mean": torch.zeros(3, dtype=torch.float64), "basis": torch.eye(3)[:2],
-             "eigenvalues": torch.tensor([2.0, 1.0], dtype=torch.float64), "rest": 0.0, "about": {}}
+             "eigenvalues": torch.tensor([2.0, 1.0], dtype=torch.float64), "rest": 0.0,
+             "about": {"count": 5, "shape": [3], "range": [-1, 1], "asked": None}}
     Gaussian(**parts)
     with pytest.raises(ValueError, match=says):
         Gaussian(**{**parts, **change})

@@ -96,20 +96,21 @@ def test_copies_of_a_batch_take_the_weights_in_turn():
     assert torch.equal(out[[0, 3]], h[[0, 3]])
 
 
-def test_the_gradient_is_that_of_the_formula():
+def test_the_gradients_are_those_of_the_formula():
     h, (a, b) = torch.randn(3, 4, 5), directions((4, 5), 2)
     weight = torch.tensor([[0.5, -0.3], [0.0, 0.0], [2.0, 1.0]])
     target = torch.randn(3, 4, 5)
     net, found = Net(), []
     for out in ("op", "formula"):
-        z = h.clone().requires_grad_()
+        z, w = h.clone().requires_grad_(), weight.clone().requires_grad_()
         if out == "op":
-            with Edit(net, "block", torch.stack([a, b])).at(weight):
+            with Edit(net, "block", torch.stack([a, b])).at(w):
                 y = net(z)
         else:
-            y = formula(z, [(weight[:, 0], a), (weight[:, 1], b)])
-        found.append(torch.autograd.grad(((y - target) ** 3).sum(), z)[0])
-    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+            y = formula(z, [(w[:, 0], a), (w[:, 1], b)])
+        found.append(torch.autograd.grad(((y - target) ** 3).sum(), (z, w)))
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def pair(h):
@@ -209,6 +210,10 @@ def test_refusals_of_an_edit():
         Edit(net, "enc.2", v.long())
     with pytest.raises(TypeError, match="torch.nn.Module"):
         Edit(lambda x: x, "enc.2", v)
+    for weight in (0.5, torch.tensor(0.5), torch.ones(2), torch.ones(2, 3), torch.ones(2, 1, dtype=torch.int64)):
+        with pytest.raises(ValueError, match=r"weight is .*: a floating tensor \(B, 2\) or \(1, 2\)"):
+            with Edit(net, "enc.2", directions((32, 4, 4), 2)).at(weight):
+                raise AssertionError("it has begun")
     with pytest.raises(ValueError, match="2 directions and 1 weights"):
         edited(net, "enc.2", [v[0], v[0]], [1.0])
     x, t = torch.randn(2, 1, 16, 16), torch.zeros(2)

@@ -10,18 +10,7 @@ import fastdiff as fd
 from fastdiff.action import Actions
 from fastdiff.steering import LatentVector, NoiseAlignment
 from fastdiff.steering.window import rows_in
-
-SHAPE = (1, 3, 2)
-
-
-def small(x, sigma):
-    """A smooth model whose bits do not depend on the batch."""
-    s2 = sigma.view(-1, 1, 1, 1) ** 2
-    return (0.2 * x + s2 * 0.1 * torch.tanh(x)) / (0.2 + s2)
-
-
-def made(name="heun", steps=8, **options):
-    return fd.plan(name, schedule="edm", prediction="denoised", steps=steps, **options)
+from steering.classes import SHAPE, made, small
 
 
 def images(count, seed=0, mean=0.0):
@@ -88,6 +77,16 @@ def test_a_sample_depends_on_itself_only(two):
     for size in (2, 3, 7):
         parts = fd.sample(small, made(), (5, *SHAPE), seeds, batch_size=size, steering=[two.at(weights, (0.3, 80), targets)])
         assert torch.equal(parts, whole)
+
+
+def test_a_loop_of_ones_own_need_not_select(two):
+    plan, shape, steering = made(), (3, *SHAPE), [two.at({"dark": [1.0, 0.0, 2.0], 7: -1})]
+    with Actions(steering, plan, shape, small) as actions:
+        run = fd.Stepper(actions.plan, shape, 0, **actions.bank)
+        while not run.done:
+            run.step(*actions.outputs(run))
+    assert torch.equal(run.result(), fd.sample(small, plan, shape, 0, steering=steering))
+    assert not torch.equal(run.result(), fd.sample(small, plan, shape, 0))
 
 
 def test_several_at_once(two):
