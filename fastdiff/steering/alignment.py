@@ -201,7 +201,10 @@ def _ranks(name, gaussian: Gaussian, levels: np.ndarray, rank: int | None, gain:
         raise ValueError(f"gain is {gain!r}: a number from 0 to below 1 is taken")
     low = float(levels.min())
     at_low = gaussian.gains(low)
-    if not all_of_it and gaussian.about["asked"] is None and (not len(at_low) or at_low[-1] > gain):
+    enough = gaussian.about.get("enough")
+    fitted = enough is not None and low >= enough[0] * (1 - 1e-9) and gain >= enough[1]
+    short = not len(at_low) or at_low[-1] > gain
+    if short and not (all_of_it or fitted) and gaussian.about["asked"] is None:
         raise ValueError(f"the window goes down to sigma {low:.4g}: {name} was fitted with {gaussian.rank} directions, which is "
                          f"enough down to sigma {_lowest(gaussian, gain):.4g}; fit it with sigma={low:.4g}, or say rank=")
     most = int((at_low > gain).sum())

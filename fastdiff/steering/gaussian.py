@@ -34,7 +34,8 @@ class Gaussian:
 
     mean: (*shape) float64; basis: (R, *shape) float32, orthonormal; eigenvalues: (R,) float64, falling, all above 0;
     rest: the variance outside of the basis, summed over all directions; about: what it was fitted on, with at least "count",
-    "shape" [*shape], "range" [low, high] of the values, and "asked", the rank that was asked for or None.
+    "shape" [*shape], "range" [low, high] of the values, and "asked", the rank that was asked for or None. "enough", if there:
+    [sigma, gain], from which levels and gains up no direction is missing.
     Raises ``ValueError`` for what is not that.
     """
 
@@ -100,7 +101,8 @@ class Gaussian:
         keep &= values > gain / (1 - gain) * float(sigma) ** 2
         R = int(keep.sum()) if rank is None else min(int(rank), real)
         values = values[:R].cpu().contiguous()
-        about = {**seen.about, "lost": sums.lost, "asked": rank}
+        enough = [float(sigma), float(gain)] if rank is None and R < real else None  # None: more directions may have mattered
+        about = {**seen.about, "lost": sums.lost, "asked": rank, "enough": enough}
         basis = vectors[:R].to("cpu", torch.float32).reshape(R, *seen.shape).contiguous()
         return cls(mean.reshape(seen.shape).cpu(), basis, values, max(total - float(values.sum()), 0.0), about)
 

@@ -251,6 +251,18 @@ def test_a_window_below_what_it_was_fitted_for_is_refused():
     fd.sample(small, plan, (2, *SHAPE), 0, steering=[chosen.at(1.0, (0.1, 80), "low")])
 
 
+def test_the_level_that_it_was_fitted_for_is_not_below():
+    """Whatever the last direction's gain is there; a smaller gain asks for more directions than were kept."""
+    for sigma in (0.9, 1.3, 2.0, 2.5):
+        na = fitted(sigma=sigma)
+        plan = fd.plan("euler", schedule="edm", prediction="denoised", sigmas=[20.0, sigma, 0.0])
+        fd.sample(small, plan, (2, *SHAPE), 0, steering=[na.at(1.0, (sigma, 80), "low")])
+        g = na.targets["low"]
+        if g.about["enough"] is not None and g.gains(sigma)[-1] > 0.011:
+            with pytest.raises(ValueError, match="goes down to"):
+                fd.sample(small, plan, (2, *SHAPE), 0, steering=[na.at(1.0, (sigma, 80), "low", gain=0.001)])
+
+
 def test_the_benchmark_measures_both_ways():
     from benchmarks.alignment import measured
 

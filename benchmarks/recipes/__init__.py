@@ -1,0 +1,1 @@
+"""Published checkpoints, steered with the published settings: `python -m benchmarks.recipes`."""
