@@ -159,8 +159,9 @@ __device__ inline float sum_of_chunks(const float* sums, int chunks) {
 template <int E, Features features, class Norm>
 FD_HD inline void edit_thread(const EditLaunch& launch, const Thread& thread, const Norm& norm_of) {
   const EditArgs& a = launch.args;
-  const Place p = place<E, features>(thread, a.numel, launch.inner);
+  Place p = place<E, features>(thread, a.numel, launch.inner);
   if (p.b >= a.batch) return;
+  p.sure = 0;  // who owns no element helps to find the norm
   Raw<E> raw;
   load<E, features>(a.h, p, has(launch.aligned, kEditH), raw);  // under way while the norm is found
   int m = first_term(a.terms, p.b);

@@ -25,10 +25,12 @@ struct Mask {
     targets = a.mask.data ? flags / kMaskInput & ((1u << count) - 1) : 0;
     mixes = row + a.layout.mask(0);
     if (!targets) return;
-    bool reads = false, draws = false;
-    for (int t = 0; t < count; ++t) {
-      reads |= has(targets, t) && mixes[2 * t] != 0.0f;
-      draws |= has(targets, t) && mixes[2 * t + 1] != 0.0f;
+    bool reads = false, draws = false;  // a target beyond the count has no bit
+    FD_UNROLL
+    for (int t = 0; t < 2 + kMaxOutputs; ++t) {
+      if (!has(targets, t)) continue;
+      reads |= mixes[2 * t] != 0.0f;
+      draws |= mixes[2 * t + 1] != 0.0f;
     }
     Raw<E> raw;
     if (reads && a.known.data) {

@@ -65,17 +65,19 @@ __device__ inline Thread this_thread() {
 // The E elements of sample b that one thread owns, of which [lo, hi) are there: e0 .. e0 + E - 1, or, where every access is a
 // vector (kDense), e0 .. e0 + E / 2 - 1 and as many again `apart` from them, so that the vectors of a warp lie side by
 // side. Those before lo belong to another token: they may be read. pixel and group are e0 % inner and e0 / inner, for the
-// channels-last views, which share one `inner`.
+// channels-last views, which share one `inner`. The first `sure` are there in any case: a thread that owns none has left, or sets
+// it to 0.
 struct Place {
   uint32_t b;
   int64_t e0, pixel, group, inner;
   int lo, hi;
   int64_t apart;
+  int sure;
 };
 
 template <int E, Features features>
 FD_HD inline Place place(const Thread& t, int64_t numel, int64_t inner) {
-  Place p{t.b, 0, 0, 0, inner, 0, E, 0};
+  Place p{t.b, 0, 0, 0, inner, 0, E, 0, 1};
   if (features == kDense) {
     p.e0 = t.column * E + t.lane * (E / 2);
     p.apart = static_cast<int64_t>(t.width) * (E / 2);
@@ -114,18 +116,21 @@ struct Raw {
   uint32_t w[E];
 };
 
+// Is lane l one of [lo, p.hi)?
+FD_HD inline bool within(int l, const Place& p, int lo) { return l >= lo && (l < p.sure || l < p.hi); }
+
 // Visits the lanes [lo, p.hi): visit(lane, offset from the sample's first element).
 template <int E, class Visit>
 FD_HD inline void each_lane(const View& v, const Place& p, int lo, const Visit& visit) {
   if (v.groups == 1) {
     FD_UNROLL
     for (int l = 0; l < E; ++l)
-      if (l >= lo && l < p.hi) visit(l, p.e0 + l);
+      if (within(l, p, lo)) visit(l, p.e0 + l);
   } else {
     int64_t pixel = p.pixel, group = p.group;
     FD_UNROLL
     for (int l = 0; l < E; ++l) {
-      if (l >= lo && l < p.hi) visit(l, pixel * v.groups + group);
+      if (within(l, p, lo)) visit(l, pixel * v.groups + group);
       if (++pixel == p.inner) pixel = 0, ++group;
     }
   }
@@ -187,7 +192,7 @@ template <int E>
 FD_HD inline bool any_nan(const Place& p, const float (&v)[E]) {
   bool found = false;
   FD_UNROLL
-  for (int l = 0; l < E; ++l) found = found || (is_nan_bits(v[l]) && l >= p.lo && l < p.hi);
+  for (int l = 0; l < E; ++l) found = found || (is_nan_bits(v[l]) && within(l, p, p.lo));
   return found;
 }
 

@@ -45,16 +45,11 @@ REASONS = [
     # The status
     ("cuda", r"^if \(leads\(", SKIPPED, "all threads of the warp report what one would: the same"),
     # Masks
-    ("cuda", r"^for \(int t = 0; t < count; \+\+t\)", r"bra|^setp|^mov\.u16|^not\.b16",
-     "how many targets are looked at: there are three or more, and those that are not there have no flag"),
-    ("cuda", r"(reads|draws) \|= has\(", r"^(max\.s32|shl\.b32|mul\.wide\.s32|add\.s64|mov\.u32) ",
-     "the first four targets are looked at in one go: their counter is 0"),
-    ("cuda", r"reads \|= has\(", SKIPPED, "a target that is not there has no flag"),
-    ("cuda", r"draws \|= has\(", r"bra|^selp\.u(16|32) \S+, 1, 0, \S+ -> selp\.u(16|32) \S+, 1, 1|^mov\.",
+    ("cuda", r"(draws \|=|!has\(targets, t\)\) continue; <)", r"bra|^selp\.u(16|32) \S+, 1, 0, \S+ -> selp\.u(16|32) \S+, 1, 1|^mov\.",
      "noise is drawn that no target takes"),
     ("cuda", r"^if \(draws && a\.keys", r"^setp\.eq\.s64 (\S+, \S+), 0 -> setp\.eq\.s64 \1, 1$|^or\.pred .* -> and\.pred",
      "where there are no keys there is no noise term; and noise is drawn that no target takes"),
-    ("cuda", r"^if \(has\(mask\.targets, 0\)\) masked", SKIPPED, "an input is called the masked one where inputs are no target"),
+    ("cuda", r"if \(has\(mask\.targets, 0\)\) masked", SKIPPED + r"|^mov\.u32 \S+, -1 -> ", "an input is called the masked one where inputs are no target"),
     # What is loaded and stored
     ("cuda", r"^FD_HD inline bool has\(.*launch\.aligned|^const bool vector = |^if \(vector\) \{|^if \(has\(launch\.aligned",
      "",
@@ -66,9 +61,9 @@ REASONS = [
      "a vector or its elements one by one: the same bytes"),
     ("cuda", r"^write8\(", r"^bra\.uni ", "what a vector has written is written once more, element by element"),
     ("cuda", r"^const Words[24] v", r"^bra\.uni ", "what a vector has read is read once more, element by element"),
-    ("cuda", r"l >= (p\.)?lo && l < p\.hi", SKIPPED + r"\S* where setp\.lt\.s32 \S+, \S+, 1$",
+    ("cuda", r"bool within\(", SKIPPED + r"\S* where setp\.lt\.s32 \S+, \S+, 1$",
      "a thread without an element has ended before"),
-    ("cuda", r"l >= (p\.)?lo && l < p\.hi|raw\.w\[|^if \(a\.row\)",
+    ("cuda", r"bool within\(|raw\.w\[|^if \(a\.row\)",
      r"^setp\.gt\.s32 (\S+, \S+), 3 -> setp\.gt\.s32 \1, 4$|^setp\.lt\.s32 (\S+, \S+), 4 -> setp\.lt\.s32 \2, 5$",
      "no token begins behind the last element of a thread"),
     ("cuda", r"pixel.*raw\.w\[|raw\.w\[.*pixel",
@@ -81,7 +76,7 @@ REASONS = [
      "an input is the masked one only where inputs are a target"),
     ("cuda", r"< add\(k, mixes\[2 \* target\], known|sum\[l\] = Lane::fma", r"^fma\.rn\.f32 .* -> mul\.rn\.f32",
      "the first term of a sum, which starts at -0.0: a product"),
-    ("cuda", r"raw\.w\[|^const Words[24] v", r"^mov\.[ub]32 ", "the value of a lane that is not there"),
+    ("cuda", r"raw\.w\[|^const Words[24] v|bool within\(", r"^mov\.[ub]32 ", "the value of a lane that is not there"),
     # Terms
     ("cuda", r"needed\[j\]|^if \(k >= layout\.inputs\)|^weight\[j\]\[i\]|c == 0\.0f \? 0\.0f", r"^mov\.u16 ",
      "an input without weight is called needed: nothing of it is added"),
@@ -102,7 +97,7 @@ REASONS = [
     # NaN
     ("cuda", r"found = found \|\| is_nan\(v\[l\]\)|^if \(nans\)", r"bra|^mov\.(u16|pred)|^selp",
      "NaN are looked for where there is none"),
-    ("cuda", r"is_nan_bits\(v\[l\]\) && l >= p\.lo|0x7FFFFFFFu\) > 0x7F800000u; \} < found",
+    ("cuda", r"is_nan_bits\(v\[l\]\) && within|0x7FFFFFFFu\) > 0x7F800000u; \} < found",
      r"^and\.b32 \S+, \S+, 2147483647 -> or|^setp\.gt\.u32 \S+, \S+, 2139095040 -> setp\.gt\.u32 \S+, \S+, 718624085|"
      r"^selp\.u16 (\S+), 1, 0, (\S+) -> selp\.u16 \1, 1, 1",
      "a thread that has all its elements and met a NaN: whichever it was, the answer is known"),
