@@ -17,19 +17,21 @@ import fastdiff as fd
 from benchmarks.steering.fits import BLOCK, DIRECTIONS, SIGMA, STEERING_CODE, Fits, fit_name, function_checksum
 from benchmarks.steering.space import Levels, Space, Strength
 from benchmarks.steering.store import code_checksum
-from benchmarks.steering.world import CONDITIONAL, World
+from benchmarks.steering.world import CONDITIONAL, SPECTRAL, World
 from benchmarks.zoo.data import CLASSES
 from fastdiff import guidance
 
 __all__ = ["GRADIENT_FREE", "METHODS", "Method"]
 
-GRADIENT_FREE, NOISY, CLEAN, CONDITIONED, NONE = (
+GRADIENT_FREE, NOISY, ENCODED, CLEAN, CONDITIONED, NONE = (
     "gradient-free",
     "noise-aware classifier",
+    "noise-aware encoder",
     "clean classifier",
     "conditional network",
     "none",
 )
+OWN = {CONDITIONED: CONDITIONAL, ENCODED: SPECTRAL}  # the network that only this family uses
 GUIDANCE = Path(fd.__file__).parent / "guidance"
 GUIDANCE_CODE = tuple(p for p in sorted(GUIDANCE.glob("*.py")) if p.stem not in ("__init__", "spectral"))
 
@@ -58,19 +60,19 @@ class Method:
 
     def missing(self, world: World) -> str | None:
         """Why it cannot run, if so."""
-        if self.family == CONDITIONED and CONDITIONAL not in world.networks:
-            return f"{CONDITIONAL}.safetensors, the class-conditional network, has not been trained"
-        return None
+        own = OWN.get(self.family)
+        return f"{own}.safetensors has not been trained" if own and own not in world.networks else None
 
     def model(self, world: World) -> nn.Module:
         return world.net
 
     def network_checksum(self, world: World) -> str | None:
         """Of networks that only this family uses; the others are in the context."""
-        return world.checksums.get(CONDITIONAL) if self.family == CONDITIONED else None
+        return world.checksums.get(OWN[self.family]) if self.family in OWN else None
 
     def code(self) -> str:
-        files = {NONE: (), GRADIENT_FREE: STEERING_CODE}.get(self.family, GUIDANCE_CODE)
+        encoded = (*GUIDANCE_CODE, GUIDANCE / "spectral.py")
+        files = {NONE: (), GRADIENT_FREE: STEERING_CODE, ENCODED: encoded}.get(self.family, GUIDANCE_CODE)
         function = self.builder.func if isinstance(self.builder, partial) else self.builder
         return code_checksum(files)[:8] + function_checksum(function)[:8]
 
@@ -113,6 +115,12 @@ def aligned_directions(world, fits, setting, labels, kind):
 def classifier(world, fits, setting, labels):
     log_prob = guidance.labels(world.networks["guide_noisy"], CLASSES)
     return [guidance.classifier(log_prob, labels, setting["scale"], window(setting))]
+
+
+def spectral(world, fits, setting, labels):
+    """Its encoder was trained without labels; what classes mean was fitted to it."""
+    log_prob = guidance.expected(world.networks[SPECTRAL], CLASSES)
+    return [guidance.spectral(log_prob, labels, setting["strength"], window(setting))]
 
 
 def classifier_free(world, fits, setting, labels):
@@ -180,6 +188,7 @@ _ALL = [
     *(Method(kind, GRADIENT_FREE, DIRECTION, partial(directions, kind=kind)) for kind in DIRECTIONS),
     *(Method(f"NA + {kind}", GRADIENT_FREE, BOTH, partial(aligned_directions, kind=kind)) for kind in DIRECTIONS),
     Method("classifier guidance", NOISY, windowed(scale=Strength(4.0, 1.5, -2, 2)), classifier),
+    Method("spectral guidance", ENCODED, windowed(strength=Strength(5.0, 2.0, -2, 2)), spectral),
     Method("CFG", CONDITIONED, windowed(scale=Strength(2.0, 1.4, -1, 3)), classifier_free),
     clean("DPS", "dps", strength(1.0)),
     clean("LGD", "lgd", strength(1.0)),

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.steering.methods import CLEAN, CONDITIONED, GRADIENT_FREE, METHODS, NOISY
+from benchmarks.steering.methods import CLEAN, CONDITIONED, ENCODED, GRADIENT_FREE, METHODS, NOISY
 from benchmarks.steering.report import best_gradient_free, distance, front, narrowness
 from benchmarks.zoo.data import CLASSES
 from fastdiff.files import written
 
 __all__ = ["curves", "methods", "pyplot", "studies"]
 
-COLOURS = {GRADIENT_FREE: "#1b6ca8", CLEAN: "#c1440e", NOISY: "#d99a00", CONDITIONED: "#6b4c9a"}
+COLOURS = {GRADIENT_FREE: "#1b6ca8", CLEAN: "#c1440e", NOISY: "#d99a00", ENCODED: "#3f8f5f", CONDITIONED: "#6b4c9a"}
 LEAST = 0.1  # a pooled distance may come out at 0 or below
 MARKERS = "osD^vP*Xh<>p"
 

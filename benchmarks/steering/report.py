@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.steering.methods import CLEAN, CONDITIONED, GRADIENT_FREE, METHODS, NOISY
+from benchmarks.steering.methods import CLEAN, ENCODED, GRADIENT_FREE, METHODS, NOISY
 from benchmarks.steering.search import MARGIN
 from fastdiff.files import written
 
@@ -13,7 +13,6 @@ __all__ = ["BEGIN", "END", "best_gradient_free", "render", "targets", "write_sec
 
 BEGIN, END = "<!-- comparison: written by python -m benchmarks.steering -->", "<!-- end of comparison -->"
 TITLE = "# Steering\n"
-CALLS = {CLEAN, NOISY, CONDITIONED}
 
 
 def write_section(path: Path, text: str) -> None:
@@ -149,7 +148,7 @@ def above_the_curve(results: dict) -> list[str]:
     ]
     found = []
     for name, searched in results["search"].items():
-        if METHODS[name].family not in (CLEAN, NOISY):
+        if METHODS[name].family not in (CLEAN, ENCODED, NOISY):
             continue
         for t in front(searched["trials"], distance):
             if not any(o["accuracy"] >= t["accuracy"] and o["pooled"] <= t["pooled"] for o in own):

@@ -17,12 +17,13 @@ from benchmarks.steering.score import Reference, Scored, judged
 from benchmarks.steering.store import Store, file_checksum
 from benchmarks.zoo import data, unet
 from benchmarks.zoo.classifiers import load_classifier
+from benchmarks.zoo.spectral import load_spectral
 from benchmarks.zoo.unet import SIGMA_DATA, WEIGHTS
 
-__all__ = ["CONDITIONAL", "Drawn", "Sampler", "World", "counted", "load_world", "peak_memory"]
+__all__ = ["CONDITIONAL", "SPECTRAL", "Drawn", "Sampler", "World", "counted", "load_world", "peak_memory"]
 
 FORMAT = 1
-CONDITIONAL = "unet_cond"
+CONDITIONAL, SPECTRAL = "unet_cond", "spectral"
 NETWORKS = ("unet", CONDITIONAL, "guide", "guide_noisy", "judge")
 REFERENCE_COUNT = 1000  # real images of each class that the search's distances refer to (training images)
 REAL_COUNT = 200  # test images of each class in the row of real images; the others are what results refer to
@@ -165,6 +166,8 @@ def load_world(
     networks["unet"] = unet.load(weights / "unet.safetensors")
     if (weights / f"{CONDITIONAL}.safetensors").is_file():
         networks[CONDITIONAL] = unet.load_conditional(weights / f"{CONDITIONAL}.safetensors")
+    if (weights / f"{SPECTRAL}.safetensors").is_file():
+        networks[SPECTRAL] = load_spectral(weights / f"{SPECTRAL}.safetensors")
     for name, network in networks.items():
         network.to("cpu" if name == "judge" else device, memory_format=torch.channels_last)
     context = {
@@ -176,8 +179,7 @@ def load_world(
         **{name: file_checksum(weights / f"{name}.safetensors") for name in NETWORKS if name != CONDITIONAL and name in networks},
     }
     world = World(networks, train, test, sampler=sampler, context=context, folder=folder, stale=stale, device=device)
-    if CONDITIONAL in networks:
-        world.checksums[CONDITIONAL] = file_checksum(weights / f"{CONDITIONAL}.safetensors")
+    world.checksums = {name: file_checksum(weights / f"{name}.safetensors") for name in (CONDITIONAL, SPECTRAL) if name in networks}
     return world
 
 

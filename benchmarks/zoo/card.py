@@ -23,7 +23,7 @@ NETWORKS = """\
 |---|---|---|---|---|
 {rows}
 
-All are stored as fp16 safetensors and loaded into fp32. Each file's metadata holds the command, the settings and
+All are stored as fp16 safetensors (the linear fit of spectral in fp32) and loaded into fp32. Each file's metadata holds the command, the settings and
 the sha256 of the data it was trained from.
 
 - **unet**: F(x, c_noise), unconditional, 1 x 28 x 28, EDM preconditioning with sigma_data 0.7 (Karras et al. 2022,
@@ -38,6 +38,8 @@ the sha256 of the data it was trained from.
   estimate.
 - **guide_noisy**: residual, told sigma, trained on x0 + sigma n with ln(sigma) ~ N(-0.2, 1.7^2) within 0.02 to 80.
   For guidance on the noisy sample.
+- **spectral**: an encoder of noisy images, trained without labels so that its features tell what two noisings of one image
+  share, and the linear fit of the classes to them. For spectral guidance.
 - **judge**: residual, another architecture and seed, clean images. It never guides. Its 64 features carry the
   Frechet distance.
 """
@@ -52,7 +54,7 @@ from benchmarks.zoo.classifiers import load_classifier
 net = load()                                  # fp32, eval mode; load_conditional() for the one that takes labels
 denoised = denoise(net, x, sigma)             # x (B, 1, 28, 28), sigma () or (B,)
 raw = net(c_in * x, c_noise)                  # or the network alone, c_noise = ln(sigma) / 4
-judge = load_classifier("judge")              # also "guide" and "guide_noisy"
+judge = load_classifier("judge")              # also "guide" and "guide_noisy"; benchmarks.zoo.spectral.load_spectral()
 ```
 """
 
@@ -99,6 +101,7 @@ def _row(name: str, file: dict) -> str:
         "unet_cond": "class-conditional denoiser",
         "guide": "classifier",
         "guide_noisy": "noise-aware classifier",
+        "spectral": "noise-aware encoder",
         "judge": "classifier that judges",
     }
     return (
@@ -162,7 +165,7 @@ def _figures(found: dict) -> str:
         "",
         "| sigma | " + " | ".join(noisy) + " |",
         "|---" * (len(noisy) + 1) + "|",
-        "| guide_noisy, accuracy | " + " | ".join(f"{v:.3f}" for v in noisy.values()) + " |",
+        *(f"| {name}, accuracy | " + " | ".join(f"{v:.3f}" for v in accuracy[name].values()) + " |" for name in ("guide_noisy", "spectral")),
         "",
     ]
     return "\n".join(lines)
@@ -171,7 +174,7 @@ def _figures(found: dict) -> str:
 def render(found: dict) -> str:
     """The card as Markdown, from what `evaluate.evaluate` returns."""
     files = found["networks"]
-    order = ("unet", "unet_cond", "guide", "guide_noisy", "judge")
+    order = ("unet", "unet_cond", "guide", "guide_noisy", "spectral", "judge")
     licence = (
         "## Data and licence\n\n"
         f"Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747), {found['data']['licence']}. The 60,000 "

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 import fastdiff as fd
 from benchmarks.zoo import card, data, metrics
 from benchmarks.zoo.classifiers import load_classifier
+from benchmarks.zoo.spectral import load_spectral
 from benchmarks.zoo.unet import IMAGE_SHAPE, SIGMA_DATA, WEIGHTS, load
 
 HERE = Path(__file__).parent
-NETWORKS = ("unet", "unet_cond", "guide", "guide_noisy", "judge")
+NETWORKS = ("unet", "unet_cond", "guide", "guide_noisy", "spectral", "judge")
 SIGMAS = (0.02, 0.5, 1.0, 2.0, 5.0, 10.0)
 FOLDS = 10
 STEPS = 18  # of Heun, as Karras et al. 2022 use for images of 32 x 32
@@ -88,6 +89,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, object]:
     judge = load_classifier("judge", args.weights / "judge.safetensors")
     guide = load_classifier("guide", args.weights / "guide.safetensors")
     noisy = load_classifier("guide_noisy", args.weights / "guide_noisy.safetensors")
+    encoder = load_spectral(args.weights / "spectral.safetensors")
     test_images = test.batch(slice(None))
     probabilities, features = metrics.judge_all(judge, test_images)
 
@@ -143,6 +145,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, object]:
             "guide": guide_accuracy,
             "guide_per_class": guide_classes,
             "guide_noisy": {str(sigma): accuracy(noisy, test, sigma)[0] for sigma in SIGMAS},
+            "spectral": {str(sigma): accuracy(encoder, test, sigma)[0] for sigma in SIGMAS},
         },
     }
 

@@ -1,4 +1,4 @@
-"""Train the zoo: `python -m benchmarks.zoo.train unet|unet_cond|guide|guide_noisy|judge|all`.
+"""Train the zoo: `python -m benchmarks.zoo.train unet|unet_cond|guide|guide_noisy|spectral|judge|all`.
 
 Checkpoints go to `benchmarks/zoo/runs/` (ignored by git); the same command goes on from them after Ctrl-C or a kill, at
 most `--every` steps back. What is finished is written as fp16 safetensors (the moving average of the weights) to
@@ -21,13 +21,15 @@ from torch import Tensor, nn
 
 from benchmarks.zoo import data
 from benchmarks.zoo.classifiers import CLASSIFIERS
+from benchmarks.zoo.spectral import SpectralEncoder, fitted
 from benchmarks.zoo.trainer import Loss, Settings, Trainer, save
 from benchmarks.zoo.unet import ConditionalUNet, UNet, load, preconditioning
+from fastdiff.guidance import spectral_loss
 
 HERE = Path(__file__).parent
 UNET_SIGMA = (-0.6, 1.4)  # mean and standard deviation of ln(sigma) while the U-Net is trained
 LABEL_DROPOUT = 0.1
-NOISY_SIGMA = (-0.2, 1.7)  # the same for the noise-aware guide, whose sigma is kept within NOISY_RANGE
+NOISY_SIGMA = (-0.2, 1.7)  # the same for the noise-aware guide and the spectral encoder, whose sigma is kept within NOISY_RANGE
 NOISY_RANGE = (0.02, 80.0)
 DEFAULTS = {
     s.name: s
@@ -36,6 +38,7 @@ DEFAULTS = {
         Settings("unet_cond", seed=2, steps=3000, batch=64, lr=6e-4, decay=0.5, shards=2),
         Settings("guide", seed=11, steps=2400, batch=128, lr=2e-3, decay=0.8, weight_decay=0.05, ema=0.99),
         Settings("guide_noisy", seed=12, steps=2400, batch=128, lr=1.5e-3, decay=0.8, weight_decay=0.05, ema=0.99),
+        Settings("spectral", seed=14, steps=1000, batch=256, lr=1.5e-3, decay=0.6, weight_decay=0.05, ema=0.99),
         Settings("judge", seed=13, steps=4200, batch=128, lr=2e-3, decay=0.8, weight_decay=0.05, ema=0.99),
     )
 }
@@ -94,16 +97,34 @@ class LabelLoss:
         return functional.cross_entropy(net(x, sigma).float(), labels)
 
 
+class SpectralLoss:
+    """What `fd.guidance.spectral_loss` says of two noisings of each image, all at one level: whitening takes a whole batch."""
+
+    def __init__(self, images: data.Images):
+        self.images = images
+
+    def __call__(self, net: nn.Module, index: Tensor, generator: torch.Generator) -> Tensor:
+        device = next(net.parameters()).device
+        x0 = self.images.batch(index).to(device)
+        sigma = lognormal(1, *NOISY_SIGMA, generator).clamp(*NOISY_RANGE).to(device)
+        first, second = (x0 + sigma * torch.randn(x0.shape, generator=generator).to(device) for _ in range(2))
+        with torch.no_grad():
+            whitened = net(first, sigma)
+        return spectral_loss(whitened, net(second, sigma))
+
+
 def build(name: str, images: data.Images, seed: int, weights: Path) -> tuple[nn.Module, Loss]:
     """The network with its first weights, a function of `seed` alone, and its loss. The conditional network starts as
     the unconditional one of the folder `weights`."""
-    networks = {"unet": UNet, "unet_cond": ConditionalUNet} | CLASSIFIERS
+    networks = {"unet": UNet, "unet_cond": ConditionalUNet, "spectral": SpectralEncoder} | CLASSIFIERS
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = networks[name]()
     if name == "unet_cond":
         net.load_state_dict(load(weights / "unet.safetensors").state_dict(), strict=False)
         return net, ConditionalLoss(images)
+    if name == "spectral":
+        return net, SpectralLoss(images)
     return net, DenoisingLoss(images) if name == "unet" else LabelLoss(images, noisy=name == "guide_noisy")
 
 
@@ -114,8 +135,8 @@ def origin(name: str, weights: Path) -> dict[str, str]:
     return {"started_as": f"unet.safetensors, sha256 {hashlib.sha256((weights / 'unet.safetensors').read_bytes()).hexdigest()}"}
 
 
-def export(trainer: Trainer, weights: Path) -> Path:
-    """Write the moving average as fp16 safetensors, with its origin in the metadata."""
+def export(trainer: Trainer, weights: Path, fit: dict[str, Tensor] | None = None) -> Path:
+    """Write the moving average as fp16 safetensors, with its origin in the metadata. fit: what was fitted to it, as it is."""
     settings = trainer.settings
     default = DEFAULTS.get(settings.name)
     options = "".join(
@@ -125,7 +146,7 @@ def export(trainer: Trainer, weights: Path) -> Path:
     )
     path = weights / f"{settings.name}.safetensors"
     save(
-        {k: v.half() if v.is_floating_point() else v for k, v in trainer.ema.items()},
+        {**{k: v.half() if v.is_floating_point() else v for k, v in trainer.ema.items()}, **(fit or {})},
         path,
         {
             "name": settings.name,
@@ -156,7 +177,7 @@ def train(name: str, images: data.Images, args: argparse.Namespace) -> bool:
     if not trainer.run(every=args.every, until=args.until, quiet=args.quiet or None):
         print(f"{name}: stopped after {trainer.step} of {settings.steps} steps; the same command goes on from there")
         return False
-    path = export(trainer, args.out)
+    path = export(trainer, args.out, fitted(trainer.ema, images) if name == "spectral" else None)
     print(f"{name}: {path} ({path.stat().st_size / 2**20:.2f} MiB)")
     return True
 

@@ -6,6 +6,7 @@
 
 classifier        a classifier of noisy images: no gradient through the network
 classifier_free   a conditional network against an unconditional one
+spectral          an encoder of noisy images that was trained without labels, and a linear fit
 training_free     a classifier of clean images; dps, lgd, freedom, mpgd, ugd, tfg are settings of it
 time_travel       the plan that takes each step several times
 """
@@ -14,8 +15,10 @@ from .classifier import ClassifierGuidance, classifier
 from .classifier_free import ClassifierFree, classifier_free
 from .gradient import Labels, labels
 from .presets import dps, freedom, lgd, mpgd, tfg, ugd
+from .spectral import Expected, Spectral, SpectralGuidance, expected, spectral, spectral_loss
 from .training_free import TrainingFree, training_free
 from .travel import time_travel
 
-__all__ = ["ClassifierFree", "ClassifierGuidance", "Labels", "TrainingFree", "classifier", "classifier_free", "dps", "freedom",
-           "labels", "lgd", "mpgd", "tfg", "time_travel", "training_free", "ugd"]
+__all__ = ["ClassifierFree", "ClassifierGuidance", "Expected", "Labels", "Spectral", "SpectralGuidance", "TrainingFree",
+           "classifier", "classifier_free", "dps", "expected", "freedom", "labels", "lgd", "mpgd", "spectral", "spectral_loss",
+           "tfg", "time_travel", "training_free", "ugd"]

@@ -17,7 +17,9 @@ from benchmarks.steering import fits
 from benchmarks.steering.world import Sampler, World
 from benchmarks.zoo.classifiers import CLASSIFIERS
 from benchmarks.zoo.data import Images
+from benchmarks.zoo.spectral import SpectralEncoder
 from benchmarks.zoo.unet import ConditionalUNet, UNet
+from fastdiff.guidance import Spectral
 
 SIZE = 12  # of the images: the networks take any multiple of 4
 SMALL = {"channels": (8, 16, 32), "emb": 16}
@@ -55,6 +57,9 @@ def network(kind, seed, **options):
 @pytest.fixture(scope="session")
 def networks():
     found = {name: network(kind, i) for i, (name, kind) in enumerate(CLASSIFIERS.items())}
+    some = images(30, 2)
+    encoder = network(SpectralEncoder, 9, features=8, emb=16, size=SIZE)
+    found["spectral"] = Spectral.fit(encoder, some.batch(slice(None)), torch.eye(10)[some.labels], (0.1, 1.0, 10.0))
     return {"unet": network(UNet, 7, **SMALL), "unet_cond": network(ConditionalUNet, 8, **SMALL), **found}
 
 

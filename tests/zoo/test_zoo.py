@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from benchmarks.zoo import card, data, evaluate
 from benchmarks.zoo.classifiers import CLASSIFIERS, load_classifier
+from benchmarks.zoo.spectral import load_spectral
 from benchmarks.zoo.trainer import save
 from benchmarks.zoo.unet import IMAGE_SHAPE, WEIGHTS, UNet, denoise, load, load_conditional, preconditioning
 
@@ -217,9 +218,11 @@ def test_weights_are_what_the_card_says(name: str) -> None:
     )
     assert json.loads(metadata["settings"])["seed"] == int(metadata["seed"])
     state = load_file(path)
-    assert all(v.dtype == torch.float16 and v.isfinite().all() for v in state.values() if v.is_floating_point())
-    denoisers = {"unet": load, "unet_cond": load_conditional}
-    net = denoisers[name]() if name in denoisers else load_classifier(name)
+    fit = {k for k, v in state.items() if v.is_floating_point() and v.dtype != torch.float16}
+    assert fit == ({"coefficients", "levels", "mean", "prior", "whitening"} if name == "spectral" else set())
+    assert all(v.isfinite().all() for v in state.values())
+    others = {"unet": load, "unet_cond": load_conditional, "spectral": load_spectral}
+    net = others[name]() if name in others else load_classifier(name)
     assert sum(p.numel() for p in net.parameters()) == int(metadata["parameters"])
     assert not net.training
 
