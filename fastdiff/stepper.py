@@ -52,7 +52,7 @@ class Stepper:
         self._buffers = {name: empty(name) for name in dict.fromkeys(("x", *plan.outputs))}
         self._ring = torch.empty((plan.ring, *shape), dtype=torch.float32, device=device) if plan.ring else None
         coef, meta = plan.table()
-        seeds, streams, draws, times, self._fresh, self._coef, self._meta = _on_device(
+        seeds, streams, draws, times, self._fresh, self._coef, self._meta = on_device(
             device, self.seeds.numpy(), plan.streams, plan.draws, plan.times.astype(np.float32),
             np.array([NEVER, 0], np.int32), coef, meta)
         self._addresses = streams, draws
@@ -312,7 +312,7 @@ class Stepper:
         self.row = int(data["row"])
 
 
-def _on_device(device, *arrays):
+def on_device(device, *arrays):
     """NumPy arrays as tensors on a device. What goes to a GPU goes in one copy."""
     if device.type == "cpu":
         return [torch.from_numpy(array.copy()) for array in arrays]

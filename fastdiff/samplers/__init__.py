@@ -6,7 +6,7 @@ A new one: write such a function and `register("name", function)` it. It needs n
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from . import ddim, dpmpp, euler
+from . import adams, consistency, ddim, dpmpp, euler, exponential, singlestep, unipc
 from .stage import Stage
 
 __all__ = ["SAMPLERS", "Sampler", "register"]
@@ -46,9 +46,31 @@ for _stages in (
     dpmpp.dpmpp_2m_sde,
     dpmpp.dpmpp_3m,
     dpmpp.dpmpp_3m_sde,
+    euler.dpm_2_ancestral,
+    euler.heunpp2,
+    adams.lms,
+    adams.ipndm,
+    adams.deis,
+    adams.pndm,
+    adams.gradient_estimation,
+    unipc.unipc,
+    unipc.sa_solver,
+    singlestep.dpmpp_singlestep,
+    exponential.res_multistep,
+    consistency.tcd,
+    consistency.scm,
+    consistency.consistency,
 ):
     register(_stages.__name__, _stages)
-for _stages in (dpmpp.dpmpp_2s_ancestral, dpmpp.dpmpp_sde):
+for _stages in (
+    dpmpp.dpmpp_2s_ancestral,
+    dpmpp.dpmpp_sde,
+    singlestep.dpm_fast,
+    exponential.res_multistep_ancestral,
+    exponential.seeds_2,
+    exponential.seeds_3,
+    exponential.er_sde,
+):
     register(_stages.__name__, _stages, finite_start=True)
 for _stages in (euler.flow_euler, euler.flow_heun):
     register(_stages.__name__, _stages, default_schedule="flow")

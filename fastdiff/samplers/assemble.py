@@ -79,7 +79,8 @@ def _shift(symbol, called: bool):
         return "x"
     if symbol == "d":
         return ("d", 1)
-    return ("d", symbol[1] + called)
+    kind, n = symbol
+    return (kind, n + called)
 
 
 def _next_point(stage: Stage) -> _Point:
@@ -95,9 +96,36 @@ def _past(terms) -> set:
     return {s for s in terms if isinstance(s, tuple)}
 
 
+def _call(calls, k, symbol) -> int:
+    """The stage whose call a past symbol of stage k is about."""
+    before = bisect_left(calls, k)
+    if symbol[1] > before:
+        what = {"d": "denoised estimate", "x": "base"}[symbol[0]]
+        raise ValueError(f"stage {k} reads the {what} of {symbol[1]} calls ago; {before} came before it")
+    return calls[before - symbol[1]]
+
+
+def _with_bases_kept(stages: Sequence[Stage], start_sigma: float) -> tuple[list[Stage], set[int]]:
+    """The stages with one more before each call whose base a later stage reads (`past_base`), and their places. Such a
+    stage changes nothing: its row's d is the base, and goes to the ring."""
+    calls = [k for k, stage in enumerate(stages) if stage.sigma is not None]
+    wanted = {_call(calls, k, s) for k, stage in enumerate(stages)
+              for s in _past(stage.x) | _past(stage.eval or ()) if s[0] == "x"}
+    done, keepers = [], set()
+    for k, stage in enumerate(stages):
+        if k in wanted:
+            before = stages[k - 1] if k else None
+            if before is not None and before.eval is not None:
+                raise ValueError(f"the base at stage {k} is read later, but its call is at a point of its own, not at the base")
+            keepers.add(len(done))
+            done.append(Stage(None, Linear({"x": 1.0}), before.sigma_next if before else start_sigma, step=stage.step))
+        done.append(stage)
+    return done, keepers
+
+
 def _ring_slots(needs: Sequence[set[int]]) -> tuple[list[int], list[dict[int, int]], int]:
-    """needs[k]: the earlier stages whose d stage k reads. Returns where each stage keeps its d (-1: nowhere), for each
-    stage the slot of each d that it reads, and the number of slots: the fewest, since a slot is free again in the row
+    """needs[k]: the earlier stages of which stage k reads what they kept. Returns where each keeps it (-1: nowhere), for
+    each stage the slots of what it reads, and the number of slots: the fewest, since a slot is free again in the row
     that reads it last (a row reads before it writes)."""
     last = {}
     for k, earlier in enumerate(needs):
@@ -118,7 +146,7 @@ def _ring_slots(needs: Sequence[set[int]]) -> tuple[list[int], list[dict[int, in
 
 def _needs(stages, calls, points, masked) -> tuple[list[dict], list[set[int]]]:
     """For each stage: its evaluation point as the sampler means it ("xe") and as the model saw it ("seen"), both in
-    terms of slots; and the stages whose d its row reads.
+    terms of slots; and the stages that keep what its row reads.
 
     A point that is a combination of base and history is not stored again where the row reads those anyway; else the
     model's input is read back, which costs less than a ring slot kept for it alone.
@@ -132,11 +160,7 @@ def _needs(stages, calls, points, masked) -> tuple[list[dict], list[set[int]]]:
         if formula is None or not (_past(formula) <= read or (hidden and named)):
             formula = Linear({"in": 1.0})
         resolved.append({"xe": formula, "seen": Linear({"in": 1.0}) if hidden else formula})
-        before = bisect_left(calls, k)
-        ago = {n for _, n in read | _past(formula)}
-        if ago and max(ago) > before:
-            raise ValueError(f"stage {k} reads the denoised estimate of {max(ago)} calls ago; {before} came before it")
-        needs.append({calls[before - n] for n in ago})
+        needs.append({_call(calls, k, s) - (s[0] == "x") for s in read | _past(formula)})  # a base: by the stage before
     return resolved, needs
 
 
@@ -158,7 +182,7 @@ def assemble(
     clip: bounds of d; inpaint: "d" (the mask acts on d and on the model's input, as in ComfyUI) or "x" (on the next
     base, as in diffusers' inpainting pipelines).
     """
-    stages = list(stages)
+    stages, keepers = _with_bases_kept(list(stages), start_sigma)
     calls = [k for k, stage in enumerate(stages) if stage.sigma is not None]
     points = [_Point(start_sigma, Linear({"x": 1.0})), *(_next_point(stage) for stage in stages[:-1])]
     scales = [input_scale(prediction, p.sigma, alpha(p.sigma), sigma_data, vp_input) for p in points]
@@ -170,8 +194,13 @@ def assemble(
     for k, (stage, point) in enumerate(zip(stages, points)):
         called, last = stage.sigma is not None, k + 1 == len(stages)
         a_eval = alpha(point.sigma)
-        past_slots = {bisect_left(calls, k) - bisect_left(calls, c): slot for c, slot in where[k].items()}
-        in_slots = partial(_in_slots, resolved[k], past_slots, {"x": 1 / alpha(level), "in": 1 / (scales[k] * a_eval)})
+        past_slots, unit = {}, {"x": 1 / alpha(level), "in": 1 / (scales[k] * a_eval)}
+        for c, slot in where[k].items():
+            symbol = ("x" if c in keepers else "d", bisect_left(calls, k) - bisect_left(calls, c))
+            past_slots[symbol] = f"ring{slot}"
+            if c in keepers:
+                unit[symbol] = 1 / alpha(stages[c].sigma_next)  # a base is kept as it is
+        in_slots = partial(_in_slots, resolved[k], past_slots, unit)
 
         c_x, c_o = denoised_from(prediction, point.sigma, a_eval, sigma_data) if called else (0.0, 0.0)
         raw = Linear({"seen": c_x * a_eval, "out": c_o})
@@ -189,7 +218,7 @@ def assemble(
             mask["y1"] = _noised(scales[k + 1] * alpha(points[k + 1].sigma), points[k + 1].sigma)
         rows.append(
             Row(
-                d=in_slots(raw, 1.0),
+                d={"x": 1.0} if k in keepers else in_slots(raw, 1.0),
                 y=tuple(outputs),
                 keep=keep[k],
                 clip=(*clip, 1.0) if clip and called else None,
@@ -219,7 +248,6 @@ def _in_slots(points: dict, past_slots: dict, unit: dict, terms: Linear, factor:
     """A combination of VE symbols as weights of slots, times factor. unit: the VE value that 1 of a slot means."""
     for symbol, formula in points.items():
         terms = terms.replace(symbol, formula)
-    names = {symbol: f"ring{past_slots[symbol[1]]}" for symbol in _past(terms)}
-    weights = {names.get(s, s): c * factor * unit.get(s, 1.0) for s, c in terms.items()}
+    weights = {past_slots.get(s, s): c * factor * unit.get(s, 1.0) for s, c in terms.items()}
     least = 1e-15 * max(map(abs, weights.values()), default=0.0)  # what is left of terms that cancelled
     return {s: c for s, c in weights.items() if abs(c) > least}

@@ -4,18 +4,23 @@ import math
 from collections.abc import Iterator
 from itertools import pairwise
 
+from .options import step_noises
 from .stage import Linear, Stage, d, noise, past, x, xe
 
 __all__ = [
     "Churn",
     "ancestral_step",
     "dpm_2",
+    "dpm_2_ancestral",
     "euler",
     "euler_ancestral",
     "euler_step",
     "flow_euler",
     "flow_heun",
+    "frame",
     "heun",
+    "heunpp2",
+    "runge_kutta",
 ]
 
 
@@ -57,7 +62,7 @@ def euler(sigmas, *, s_churn=0.0, s_tmin=0.0, s_tmax=math.inf, s_noise=1.0):
         yield Stage(s, euler_step(x, s, s_next) + churn.lift(i + 1), churn.level(i + 1), step=i)
 
 
-def _frame(schedule):
+def frame(schedule):
     """The coordinates in which dz/dw = (z - d) / w, as sigma -> (scale, w) with z = scale x, and back w -> sigma.
 
     VE and VP: z = x, w = sigma. Flow: z = x_t, w = t, where the slope is the velocity n - x0 and finite at t = 1. A
@@ -70,13 +75,13 @@ def _frame(schedule):
 
 def heun(sigmas, *, schedule=None, s_churn=0.0, s_tmin=0.0, s_tmax=math.inf, s_noise=1.0):
     """Karras et al. 2022, algorithm 2: the trapezoidal rule; an Euler step where sigma' = 0. For a flow: in t."""
-    churn, (frame, _) = Churn(sigmas, s_churn, s_tmin, s_tmax, s_noise), _frame(schedule)
+    churn, (to_frame, _) = Churn(sigmas, s_churn, s_tmin, s_tmax, s_noise), frame(schedule)
     yield from churn.start()
     for i, (s, s_next) in churn.steps():
         if s_next == 0:
             yield Stage(s, d, 0.0, step=i)
         else:
-            (a, w), (a_next, w_next) = frame(s), frame(s_next)
+            (a, w), (a_next, w_next) = to_frame(s), to_frame(s_next)
             yield Stage(s, x, s, euler_step(x, s, s_next), s_next, step=i)
             slope, slope_next = (a * x - past(1)) / w, (a_next * xe - d) / w_next
             x_next = (a * x + (w_next - w) * (slope + slope_next) / 2) / a_next
@@ -88,15 +93,15 @@ def dpm_2(sigmas, *, schedule=None, s_churn=0.0, s_tmin=0.0, s_tmax=math.inf, s_
 
     For a flow: in t, its midpoint in ln t.
     """
-    churn, (frame, back) = Churn(sigmas, s_churn, s_tmin, s_tmax, s_noise), _frame(schedule)
+    churn, (to_frame, back) = Churn(sigmas, s_churn, s_tmin, s_tmax, s_noise), frame(schedule)
     yield from churn.start()
     for i, (s, s_next) in churn.steps():
         if s_next == 0:
             yield Stage(s, d, 0.0, step=i)
         else:
-            (a, w), (a_next, w_next) = frame(s), frame(s_next)
+            (a, w), (a_next, w_next) = to_frame(s), to_frame(s_next)
             middle = back(math.sqrt(w * w_next))
-            a_middle, w_middle = frame(middle)
+            a_middle, w_middle = to_frame(middle)
             yield Stage(s, x, s, euler_step(x, s, middle), middle, step=i)
             slope = (a_middle * xe - d) / w_middle
             x_next = (a * x + (w_next - w) * slope) / a_next
@@ -112,11 +117,71 @@ def ancestral_step(sigma: float, sigma_next: float, eta: float = 1.0) -> tuple[f
     return math.sqrt(sigma_next**2 - up**2), up
 
 
-def euler_ancestral(sigmas, *, eta=1.0, s_noise=1.0):
-    """An Euler step to sigma_down, then noise of sigma_up."""
+def euler_ancestral(sigmas, *, eta=1.0, s_noise=1.0, noise="independent"):
+    """An Euler step to sigma_down, then noise of sigma_up.
+
+    noise: "independent" draws, or "brownian": increments of one path in sigma (`fastdiff.brownian`).
+    """
+    unit = step_noises(noise, sigmas)
     for i, (s, s_next) in enumerate(pairwise(sigmas)):
         down, up = ancestral_step(s, s_next, eta)
-        yield Stage(s, euler_step(x, s, down) + noise("step", i, s_noise * up), s_next, step=i)
+        added = s_noise * up * unit[i] if up else 0
+        yield Stage(s, euler_step(x, s, down) + added, s_next, step=i)
+
+
+def dpm_2_ancestral(sigmas, *, schedule=None, eta=1.0, s_noise=1.0):
+    """`dpm_2` to sigma_down, its midpoint in ln sigma, then noise of sigma_up (k-diffusion; diffusers' KDPM2Ancestral).
+
+    For a flow: the step is in t.
+    """
+    to_frame, back = frame(schedule)
+    for i, (s, s_next) in enumerate(pairwise(sigmas)):
+        down, up = ancestral_step(s, s_next, eta)
+        if down == 0:
+            yield Stage(s, d + noise("step", i, s_noise * up), s_next, step=i)
+            continue
+        (a, w), (a_down, w_down) = to_frame(s), to_frame(down)
+        middle = back(math.sqrt(w * w_down))
+        a_middle, w_middle = to_frame(middle)
+        yield Stage(s, x, s, euler_step(x, s, middle), middle, step=i)
+        slope = (a_middle * xe - d) / w_middle
+        x_down = (a * x + (w_down - w) * slope) / a_down
+        yield Stage(middle, x_down + noise("step", i, s_noise * up), s_next, step=i)
+
+
+def runge_kutta(step, points, tableau, weights, s_next, to_frame, lift=None, level=None):
+    """Slopes at the levels `points`, slope_j at the base + sum_l tableau[j][l] slope_l; then the base + sum_j weights[j]
+    slope_j, at s_next (with `lift` at `level`). In the coordinates of a `frame`; the first point is the base."""
+    (scales, levels), a_next = zip(*map(to_frame, points)), to_frame(s_next)[0]
+
+    def slopes(calls):  # after so many calls
+        found = []
+        for j in range(calls):
+            point = sum((c * slope for c, slope in zip(tableau[j], found)), scales[0] * x)
+            found.append((point - past(calls - 1 - j)) / levels[j])
+        return found
+
+    for calls in range(1, len(points)):
+        ahead = sum((c * slope for c, slope in zip(tableau[calls], slopes(calls))), scales[0] * x) / scales[calls]
+        yield Stage(points[calls - 1], x, points[0], ahead, points[calls], step=step)
+    x_next = sum((c * slope for c, slope in zip(weights, slopes(len(points)))), scales[0] * x) / a_next
+    yield Stage(points[-1], x_next if lift is None else x_next + lift, s_next if level is None else level, step=step)
+
+
+def heunpp2(sigmas, *, schedule=None, s_churn=0.0, s_tmin=0.0, s_tmax=math.inf, s_noise=1.0):
+    """Heun++ of order 2 as ComfyUI has it: slopes at this level and, by Euler steps, at the next two, weighed by those
+    levels over 3 times the first level of all; the last step but one has two slopes, the last is Euler's."""
+    churn, (to_frame, _) = Churn(sigmas, s_churn, s_tmin, s_tmax, s_noise), frame(schedule)
+    yield from churn.start()
+    highest, steps = to_frame(sigmas[0])[1], len(sigmas) - 1
+    for i, (s, s_next) in churn.steps():
+        points = [s, *sigmas[i + 1 : min(i + 3, steps)]]
+        levels = [to_frame(point)[1] for point in points]
+        jumps = [after - before for before, after in pairwise(levels)]
+        later = [w / (len(points) * highest) for w in levels[1:]]
+        weights = [(to_frame(s_next)[1] - levels[0]) * c for c in (1 - sum(later), *later)]
+        tableau = [jumps[:j] for j in range(len(points))]
+        yield from runge_kutta(i, points, tableau, weights, s_next, to_frame, churn.lift(i + 1), churn.level(i + 1))
 
 
 def flow_euler(sigmas, *, schedule):

@@ -2,17 +2,18 @@
 
 import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from ..brownian import NORMALS, increments
 from ..grids import GRIDS
 from ..noise import unknown
 from ..schedules import SCHEDULES, check_sigmas
-from .stage import Stage
+from .stage import Linear, Noise, Stage, noise
 
-__all__ = ["check_choices", "context", "joined", "levels_of", "shortened", "sort_options"]
+__all__ = ["check_choices", "context", "joined", "levels_of", "shortened", "sort_options", "step_noises"]
 
 
 def _parameters(function) -> set[str]:
@@ -41,7 +42,21 @@ def sort_options(name, sampler, schedule, options):
     return sorted_options
 
 
-_NEVER_NEGATIVE = ("eta", "s_noise", "s_churn", "s_tmin", "s_tmax", "r")
+def step_noises(kind: str, sigmas: Sequence[float], most: int = NORMALS) -> list[Linear]:
+    """The unit normal of each step between levels above 0.
+
+    "independent": draw i of the stream "step"; "brownian": the increments of one path, at most `most` draws each of the
+    stream "brownian" (`fastdiff.brownian`).
+    """
+    levels = [s for s in sigmas if s > 0]
+    if kind == "independent":
+        return [noise("step", i) for i in range(len(levels) - 1)]
+    if kind == "brownian":
+        return [Linear({Noise("brownian", draw): w for draw, w in terms.items()}) for terms in increments(levels, most)]
+    raise ValueError(unknown("noise", kind, ("independent", "brownian")))
+
+
+_NEVER_NEGATIVE = ("eta", "s_noise", "s_churn", "s_tmin", "s_tmax", "r", "tau")
 
 
 def _check_finite(sampler, options) -> None:

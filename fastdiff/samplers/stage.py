@@ -11,7 +11,7 @@ import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
-__all__ = ["Linear", "Noise", "Stage", "d", "noise", "past", "raw", "x", "xe", "y"]
+__all__ = ["Linear", "Noise", "Stage", "d", "noise", "past", "past_base", "raw", "x", "xe", "y"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,15 @@ def past(n: int) -> Linear:
     return Linear({("d", n) if n else "d": 1.0})
 
 
+def past_base(n: int) -> Linear:
+    """The base at the model call of n calls ago; past_base(0) is x.
+
+    (past_base(n) - past(n)) / sigma is a slope of then. A ring slot is filled by a row of its own before that call, so
+    that such a call costs two rows; the call must be at the base.
+    """
+    return Linear({("x", n) if n else "x": 1.0})
+
+
 def noise(stream: str, draw: int, weight: float = 1.0) -> Linear:
     """weight * N(stream, draw)"""
     return Linear({Noise(stream, draw): weight})
@@ -94,7 +103,7 @@ class Stage:
     """One model call and what follows from it; without a call where `sigma` is None.
 
     sigma: the noise level of the evaluation point, where the model is called and gives d;
-    x: the next base as a combination of x, d, past(n), xe and noise; sigma_next: its noise level;
+    x: the next base as a combination of x, d, past(n), past_base(n), xe and noise; sigma_next: its noise level;
     eval: the next evaluation point, if it is not the next base; it may use y, the next base; sigma_eval: its level;
     step: the index of the sampler's step that this stage is part of; -1 before the first.
     """

@@ -63,6 +63,20 @@ _OPTIONS = [  # sampler, its options
     ("dpmpp_sde", {**_VP, "inpaint": "x"}),
 ]
 
+_LATER = ("dpm_2_ancestral", "heunpp2", "lms", "ipndm", "deis", "pndm", "gradient_estimation", "unipc", "sa_solver",
+          "dpmpp_singlestep", "dpm_fast", "res_multistep", "res_multistep_ancestral", "seeds_2", "seeds_3", "er_sde", "tcd", "scm",
+          "consistency")
+_LATER_OPTIONS = [
+    ("lms", {**_VP, "inpaint": "d"}),
+    ("pndm", {**_VP, "skip_prk": False}),
+    ("unipc", {**_VP, "order": 3, "solver_type": "bh1"}),
+    ("sa_solver", {**_VP, "predictor_order": 3, "corrector_order": 4, "pece": True, "grid": "karras"}),
+    ("dpmpp_singlestep", {**_VP, "order": 3, "algorithm": "dpmsolver", "solver_type": "heun"}),
+    ("dpm_fast", {**_VP, "eta": 1.0}),
+    ("seeds_2", {**_VP, "r": 1.0, "solver_type": "phi_2"}),
+    ("tcd", {**_VP, "eta": 1.0}),
+]
+
 
 def _named(options: dict) -> str:
     return ", ".join(f"{k}={v}" for k, v in options.items())
@@ -74,6 +88,9 @@ MADE = [
     *(Made(f"{sampler}, {_named(options)}", sampler, options) for sampler, options in _OPTIONS),
     Made("euler, flow, guided", "euler", _SCHEDULES["flow"], guidance=4.0),
     Made("dpmpp_2m_sde, edm, guided, denoised kept", "dpmpp_2m_sde", _SCHEDULES["edm"], guidance=2.5, keeps_denoised=True),
+    # after all others: which dtype and which backend a case has goes by its place
+    *(Made(f"{sampler}, {kind}", sampler, options) for sampler in _LATER for kind, options in _SCHEDULES.items()),
+    *(Made(f"{sampler}, {_named(options)}", sampler, options) for sampler, options in _LATER_OPTIONS),
 ]
 
 

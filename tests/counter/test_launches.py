@@ -1,4 +1,4 @@
-"""On emulated CUDA tensors: one launch a model call for every sampler, no copy and no wait between the first step and the
+"""On emulated CUDA tensors: one launch a row for every sampler, no copy and no wait between the first step and the
 last, and the bits of a run on the CPU."""
 
 from itertools import pairwise

@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plan.harness import SIZE, Noises, denoise, k_diffusion, predict, relative, run
-from plan.solvers import sa_solver, unipc
 
 import fastdiff as fd
 from fastdiff.noise import STREAMS
@@ -46,7 +45,7 @@ def soft_mask():
 # ---- inpainting
 
 
-@pytest.mark.parametrize("name", ["euler", "dpmpp_2m", "heun", "dpm_2"])
+@pytest.mark.parametrize("name", ["euler", "dpmpp_2m", "heun", "dpm_2", "lms"])
 def test_inpainting_of_d_is_that_of_comfyui(name, picture, soft_mask):
     """ComfyUI's KSamplerX0Inpaint: the model sees x m + (image + sigma N)(1 - m), d becomes d m + image (1 - m)."""
     noises, m = Noises(), soft_mask.astype(np.float64)
@@ -154,7 +153,7 @@ def test_a_model_of_16_bits_gets_the_same_sampler(case):
 
 
 @pytest.mark.parametrize("inpaint", ["d", "x"])
-@pytest.mark.parametrize("name", ["heun", "dpmpp_sde", "euler"])
+@pytest.mark.parametrize("name", ["heun", "dpmpp_sde", "euler", "lms", "pndm", "unipc"])
 def test_a_model_of_16_bits_gets_the_same_inpainting(name, inpaint, picture, soft_mask):
     made, model = made_for(name, "scaled_linear", "epsilon", inpaint=inpaint)
     ends = [run(p, model, Noises(), known=picture, mask=soft_mask) for p in (made, made.with_model_dtype("float16"))]
@@ -291,9 +290,28 @@ def test_ring_is_as_small_as_it_can_be():
         "dpmpp_3m_sde": 2,
         "dpmpp_2s_ancestral": 0,
         "dpmpp_sde": 0,
+        "dpm_2_ancestral": 0,
+        "heunpp2": 2,
+        "lms": 7,  # three slopes: estimates and bases; and this call's base, for the next
+        "ipndm": 7,
+        "deis": 5,
+        "pndm": 7,
+        "gradient_estimation": 3,
+        "unipc": 2,
+        "sa_solver": 1,
+        "dpmpp_singlestep": 1,
+        "dpm_fast": 2,
+        "res_multistep": 1,
+        "res_multistep_ancestral": 1,
+        "seeds_2": 0,
+        "seeds_3": 1,
+        "er_sde": 2,
+        "tcd": 0,
+        "scm": 0,
+        "consistency": 0,
     }
     assert plan("dpmpp_sde", schedule="edm", steps=4, r=0.3).ring == 1  # only then is the first estimate used twice
-    assert plan(unipc, schedule="scaled_linear", steps=8, order=3).ring == 3
+    assert plan("unipc", schedule="scaled_linear", steps=8, order=3).ring == 3
 
 
 @settings(max_examples=60, deadline=None)
@@ -323,22 +341,27 @@ def test_ring_gives_back_what_was_kept(data):
 
 def test_a_later_row_draws_the_same_noise_again():
     """SA-Solver's corrector adds the predictor's noise: the address is in two rows."""
-    made = plan(sa_solver, schedule="scaled_linear", steps=5, final="sigma_min")
+    made = plan("sa_solver", schedule="scaled_linear", steps=5, final="sigma_min")
     drawn = [{s for y in row.y for s in y if isinstance(s, Noise)} for row in made.rows]
     assert drawn[1] == {Noise("step", 0)} and drawn[2] == {Noise("step", 0), Noise("step", 1)}
 
 
 @pytest.mark.parametrize("name", [n for n in SAMPLERS if not n.startswith("flow")])
 def test_no_two_steps_share_noise(name):
-    """Only the two stages of a dpmpp_sde step do, whose Brownian increments overlap."""
-    churn = {"s_churn": 20.0} if name in ("euler", "heun", "dpm_2") else {}
+    """Only the stages of one step do in dpmpp_sde and SEEDS, whose increments overlap; and the corrector of SA-Solver,
+    which adds the noise of the step before again."""
+    churn = {"s_churn": 20.0} if name in ("euler", "heun", "dpm_2", "heunpp2") else {}
     made = plan(name, schedule="scaled_linear", steps=6, **churn)
     used = {}
     for row in made.rows:
         for address in {s for y in row.y for s in y if isinstance(s, Noise)}:
             used.setdefault(address, []).append(row.step)
+    if name == "sa_solver":
+        used.pop(Noise("init", 0))  # the last step, to 0, has no corrector
+        assert used == {Noise("step", i): [i, i + 1] if i < 4 else [i] for i in range(5)}
+        return
     assert all(len(set(steps)) == 1 for steps in used.values())
-    assert name == "dpmpp_sde" or all(len(steps) == 1 for steps in used.values())
+    assert name in ("dpmpp_sde", "seeds_2", "seeds_3") or all(len(steps) == 1 for steps in used.values())
 
 
 def test_clip_bounds_d_only():

@@ -52,6 +52,27 @@ def careful_start(steps):
     return HIGH * np.exp(-np.concatenate([[0, h**2], np.linspace(2 * h**2, total, steps)]))
 
 
+def careful_ends(steps):
+    """`careful_start`, and two steps of size h^2 at the end, where orders fall again."""
+    total = math.log(HIGH / LOW)
+    h = total / steps
+    return HIGH * np.exp(-np.concatenate([[0, h**2], np.linspace(2 * h**2, total - 2 * h**2, steps - 2), [total - h**2, total]]))
+
+
+def middles(steps):
+    """Steps of two calls, and two calls of size h^2 that fall to order 1."""
+    total = math.log(HIGH / LOW)
+    h = total / steps
+    return HIGH * np.exp(-np.concatenate([np.linspace(0, total - 2 * h**2, steps - 1), [total - h**2, total]]))
+
+
+def thirds(steps):
+    """Steps of three calls, then one of two and one of one, of size h^3."""
+    total = math.log(HIGH / LOW)
+    h = (total / steps) ** 3
+    return HIGH * np.exp(-np.concatenate([np.linspace(0, total - 3 * h, steps - 2), total - h * np.array([2, 1, 0])]))
+
+
 ORDERS = {
     "euler": (1, {}),
     "ddim": (1, {}),
@@ -69,6 +90,32 @@ ORDERS = {
     "flow_heun": (2, {"flow": True}),
     "dpm_2 of a flow": (2, {"flow": True}),
     "dpmpp_2m of a flow": (2, {"flow": True}),
+    "dpm_2_ancestral, eta 0": (2, {"eta": 0.0}),
+    "lms, order 1": (1, {"order": 1}),
+    "lms, order 2": (2, {"order": 2}),
+    "lms, order 3": (3, {"order": 3, "levels": careful_start}),
+    "lms": (4, {"levels": careful_start}),
+    "lms of a flow, order 2": (2, {"order": 2, "flow": True}),
+    "deis, order 2": (2, {"order": 2}),
+    "deis, order 3": (3, {"levels": careful_start}),
+    "deis of a flow, order 2": (2, {"order": 2, "flow": True}),
+    "unipc, order 1": (2, {"order": 1}),
+    "unipc, order 2": (3, {"order": 2, "levels": careful_ends}),
+    "unipc, order 2, bh1": (3, {"order": 2, "solver_type": "bh1", "levels": careful_ends}),
+    "dpmpp_singlestep": (2, {"levels": middles}),
+    "dpmpp_singlestep, heun": (2, {"solver_type": "heun", "levels": middles}),
+    "dpmpp_singlestep, dpmsolver": (2, {"algorithm": "dpmsolver", "levels": middles}),
+    "dpmpp_singlestep, order 3": (3, {"order": 3, "levels": thirds, "counts": (63, 126, 252)}),
+    "dpmpp_singlestep, order 3, dpmsolver": (
+        3, {"order": 3, "algorithm": "dpmsolver", "levels": thirds, "counts": (63, 126, 252)}),
+    "sa_solver, tau 0": (2, {"tau": 0.0, "predictor_order": 2, "corrector_order": 0, "levels": careful_ends}),
+    "sa_solver, tau 0, 2 and 3": (3, {"tau": 0.0, "predictor_order": 2, "corrector_order": 3, "levels": careful_ends}),
+    "res_multistep": (2, {}),
+    "res_multistep of a flow": (2, {"flow": True}),
+    "res_multistep_ancestral, eta 0": (2, {"eta": 0.0}),
+    "seeds_2, eta 0": (2, {"eta": 0.0}),
+    "seeds_2, eta 0, r 1, phi_2": (2, {"eta": 0.0, "r": 1.0, "solver_type": "phi_2"}),
+    "seeds_3, eta 0": (3, {"eta": 0.0}),
 }
 
 
@@ -152,6 +199,13 @@ WEAK_ORDERS = {
     "dpmpp_2m_sde": 2,
     "dpmpp_3m_sde": 2,
     "heun, s_churn 4": 2,
+    "dpm_2_ancestral": 2,
+    "res_multistep_ancestral": 2,
+    "seeds_2": 2,
+    "seeds_3": 1,
+    "sa_solver": 2,
+    "sa_solver, tau 0.6": 2,
+    "er_sde": 2,
 }
 
 

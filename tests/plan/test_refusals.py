@@ -8,7 +8,7 @@ import pytest
 
 from fastdiff.plan import Plan, Row, plan
 from fastdiff.samplers import register
-from fastdiff.samplers.stage import Noise, Stage, d, past, x
+from fastdiff.samplers.stage import Noise, Stage, d, past, past_base, x
 from fastdiff.schedules import EDM, VP, Flow, schedule
 
 ROW = Row({"x": 1.0, "out": -1.0}, ({"x": 0.5, "d": 0.5},), sigma=1.0)
@@ -139,6 +139,68 @@ CASES = {
         ["hune", "did you mean 'heun'"],
     ),
     "r 0": (lambda: plan("dpmpp_sde", schedule="edm", steps=4, r=0.0), ValueError, ["r is 0.0", "0 < r <= 1"]),
+    "lms of order 5": (
+        lambda: plan("lms", schedule="edm", steps=4, order=5), ValueError,
+        ["order of lms is 5", "1, 2, 3, 4", "nearest: 4"],
+    ),
+    "lms of an order in words": (lambda: plan("lms", schedule="edm", steps=4, order="2"), ValueError, ["'2'", "1, 2, 3, 4"]),
+    "lms of order 2.0": (lambda: plan("lms", schedule="edm", steps=4, order=2.0), ValueError, ["2.0", "nearest: 2"]),
+    "deis of order 4": (
+        lambda: plan("deis", schedule="edm", steps=4, order=4), ValueError,
+        ["deis is 4", "1, 2, 3", "nearest: 3"],
+    ),
+    "unipc, misspelt": (lambda: plan("uni_pc", schedule="edm", steps=4), ValueError, ["uni_pc", "did you mean 'unipc'"]),
+    "unipc of order 0": (lambda: plan("unipc", schedule="edm", steps=4, order=0), ValueError, ["unipc is 0", "nearest: 1"]),
+    "unipc with bh3": (lambda: plan("unipc", schedule="edm", steps=4, solver_type="bh3"), ValueError, ["bh3", "bh1", "bh2"]),
+    "singlestep of order 1": (
+        lambda: plan("dpmpp_singlestep", schedule="edm", steps=4, order=1), ValueError, ["dpmpp_singlestep is 1", "2, 3"]),
+    "an algorithm that nobody knows": (
+        lambda: plan("dpmpp_singlestep", schedule="edm", steps=4, algorithm="dpmsolver+"), ValueError,
+        ["dpmsolver+", "dpmsolver++"],
+    ),
+    "sa_solver's predictor of order 4": (
+        lambda: plan("sa_solver", schedule="edm", steps=4, predictor_order=4), ValueError,
+        ["predictor_order", "4", "nearest: 3"],
+    ),
+    "sa_solver's corrector of order 5": (
+        lambda: plan("sa_solver", schedule="edm", steps=4, corrector_order=5), ValueError,
+        ["corrector_order", "0, 1, 2, 3, 4"],
+    ),
+    "a Runge-Kutta start of 3 steps": (
+        lambda: plan("pndm", schedule="linear", steps=3, skip_prk=False), ValueError, ["4 steps or more", "given 3"]),
+    "skip_prk in words": (
+        lambda: plan("pndm", schedule="linear", steps=5, skip_prk="no"), TypeError,
+        ["'no'", "True or False"],
+    ),
+    "dpm_fast with one level": (
+        lambda: plan("dpm_fast", schedule="edm", steps=1), ValueError,
+        ["dpm_fast", "2 levels", "given 1"],
+    ),
+    "er_sde of order 4": (lambda: plan("er_sde", schedule="edm", steps=4, order=4), ValueError, ["er_sde is 4", "1, 2, 3"]),
+    "er_sde with no points": (
+        lambda: plan("er_sde", schedule="edm", steps=4, points=0), ValueError,
+        ["points is 0", "1 or more"],
+    ),
+    "seeds_2 with r of 1.5": (lambda: plan("seeds_2", schedule="edm", steps=4, r=1.5), ValueError, ["r is 1.5", "0 < r <= 1"]),
+    "seeds_3 with its places turned": (
+        lambda: plan("seeds_3", schedule="edm", steps=4, r_1=0.7, r_2=0.3), ValueError, ["r_1 is 0.7", "r_1 < r_2"]),
+    "seeds_2 with phi_3": (
+        lambda: plan("seeds_2", schedule="edm", steps=4, solver_type="phi_3"), ValueError,
+        ["phi_3", "phi_2"],
+    ),
+    "tcd with eta 1.2": (lambda: plan("tcd", schedule="linear", steps=4, eta=1.2), ValueError, ["eta of tcd is 1.2", "<= 1"]),
+    "consistency below 0": (
+        lambda: plan("consistency", schedule=EDM(), sigmas=[2.0, 1.0, 0.0], sigma_min=-0.1), ValueError,
+        ["sigma_min is -0.1", ">= 0"],
+    ),
+    "deis in rho": (
+        lambda: plan("deis", schedule="edm", steps=4, variable="rho"), ValueError,
+        ["rho", "did you mean 'log_rho'"],
+    ),
+    "pece in words": (lambda: plan("sa_solver", schedule="edm", steps=4, pece="yes"), TypeError, ["'yes'", "True or False"]),
+    "a negative tau": (lambda: plan("sa_solver", schedule="edm", steps=4, tau=-1.0), ValueError, ["tau is -1.0", "0 or more"]),
+    "the base from before the start": (
+        lambda: euler_like(Stage(1.0, past_base(2), 0.0)), ValueError, ["base of 2 calls ago", "0 came"]),
     "epsilon from pure noise": (
         lambda: euler(schedule="flow", prediction="epsilon"),
         ValueError,

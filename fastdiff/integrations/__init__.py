@@ -1,0 +1,1 @@
+"""Other projects' samplers, fused. Each module imports its project when it is imported itself."""
