@@ -81,11 +81,16 @@ def test_demo_outside_a_checkout_says_so(folder):
     assert ran.returncode == 2 and "checkout" in ran.stderr
 
 
+def interruptible():
+    """What a shell starts in the background is deaf to Ctrl-C, and so are its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_with_130_and_no_file(folder):
     (folder / "x.safetensors").write_text("what was there before")
     command = [sys.executable, "-m", "fastdiff", "sample", "--model", "model.py:slow", "--shape", "1,8,8", "--steps", "500",
                "--out", "x.safetensors"]
-    run = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible)
     deadline = time.monotonic() + 60
     while not (folder / "called").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -105,7 +110,7 @@ def test_ctrl_c_during_selftest(folder):
     (folder / "triton" / "__init__.py").write_text("import pathlib, time\npathlib.Path('started').touch()\ntime.sleep(60)\n")
     command = [sys.executable, "-m", "fastdiff", "selftest", "--backend", "triton-interpreted", "--json", "report.json"]
     run = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-                           env={**os.environ, "PYTHONPATH": str(folder)})
+                           preexec_fn=interruptible, env={**os.environ, "PYTHONPATH": str(folder)})
     deadline = time.monotonic() + 60
     while not (folder / "started").exists() and time.monotonic() < deadline:
         time.sleep(0.05)

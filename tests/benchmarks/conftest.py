@@ -25,8 +25,9 @@ SIZE = 12  # of the images: the networks take any multiple of 4
 SMALL = {"channels": (8, 16, 32), "emb": 16}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread():
+    """A network's last bits depend on the number of threads: what a module's fixtures drew is compared with what its tests draw."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
