@@ -38,7 +38,7 @@ RESULTS, WORK, DOCUMENT = (
 
 def parsed(argv: list[str] | None) -> argparse.Namespace:
     p = argparse.ArgumentParser(prog="python -m benchmarks.steering", description=__doc__.split("\n\n")[0])
-    p.add_argument("--budget", choices=BUDGETS, default="full", help="how much is searched and drawn (default full)")
+    p.add_argument("--budget", choices=BUDGETS, default="medium", help="how much is searched and drawn (default medium)")
     p.add_argument("--methods", help=f"comma-separated, of: {', '.join(METHODS)} (default all)")
     p.add_argument("--classes", help="comma-separated names or numbers (default: those of the budget)")
     p.add_argument("--minutes", type=float, help="stop cleanly after so many minutes")
