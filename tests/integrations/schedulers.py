@@ -1,8 +1,10 @@
 """diffusers' schedulers, one entry a configuration, and a loop that runs any of them as a pipeline would."""
 
 import inspect
+import warnings
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -179,3 +181,28 @@ def sample(
             outputs.append(result)
         x = result[0]
     return x
+
+
+BROWNIAN = {"dpm++ sde", "cosine dpm"}
+
+
+def made(name):
+    if name in BROWNIAN:
+        pytest.importorskip("torchsde", reason="torchsde is not installed")
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    if not hasattr(diffusers, CONFIGS[name].name):
+        pytest.skip(f"diffusers {diffusers.__version__} has no {CONFIGS[name].name}")
+    return CONFIGS[name].make()
+
+
+def fused_only():
+    """A step that is not fused fails the test."""
+    context = warnings.catch_warnings()
+    context.__enter__()
+    warnings.filterwarnings("error", message=".*the scheduler's own step is used.*")
+    return context
+
+
+def relative(a, b):
+    assert a.shape == b.shape and a.dtype == b.dtype
+    return float((a.double() - b.double()).abs().max() / b.double().abs().max())
