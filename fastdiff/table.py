@@ -192,6 +192,15 @@ class Plan:
         same = {name: getattr(self, name) for name in ("inputs", "outputs", "ring", "bank", "name", "info")}
         return Plan.from_rows(rows, **{**same, **changes})
 
+    def _once(self, key, make) -> "Plan":
+        """A variation, made once for each key, of the last few keys: plans do not change, and every run asks again."""
+        made = self.__dict__.setdefault("_variations", {})
+        if key not in made:
+            made[key] = make()
+            while len(made) > 8:
+                made.pop(next(iter(made)))
+        return made[key]
+
     # ---- variations
 
     def with_model_dtype(self, dtype) -> "Plan":
@@ -230,11 +239,13 @@ class Plan:
         def split(terms, w):
             return {**terms, "out": terms["out"] * w, "uncond": terms["out"] * (1 - w)} if "out" in terms else terms
 
-        rows = [
-            replace(row, d=split(row.d, w), y=tuple(split(terms, w) for terms in row.y))
-            for row, w in zip(self.rows, self._each_row(scale, "the guidance scale", ()))
-        ]
-        return self._with_rows(rows, inputs=(*self.inputs, "uncond"))
+        scales = self._each_row(scale, "the guidance scale", ())
+
+        def made():
+            rows = [replace(row, d=split(row.d, w), y=tuple(split(terms, w) for terms in row.y)) for row, w in zip(self.rows, scales)]
+            return self._with_rows(rows, inputs=(*self.inputs, "uncond"))
+
+        return self._once(("with_guidance", scales.tobytes()), made)
 
     def with_input(self, name: str, d) -> "Plan":
         """One more tensor for every call of the model, handed to ``Stepper.step`` after the others: d += weight * tensor.
@@ -245,8 +256,12 @@ class Plan:
         if name in taken or name.startswith(("ring", "bank")) or not name.isidentifier():
             raise ValueError(f"an input named {name!r}; it takes an identifier other than ring..., bank... and {', '.join(taken)}")
         weights = self._each_row(d, f"the weight of {name}", ()) * self.calls_model
-        rows = [replace(row, d={**row.d, name: float(w)} if w else row.d) for row, w in zip(self.rows, weights)]
-        return self._with_rows(rows, inputs=(*self.inputs, name))
+
+        def made():
+            rows = [replace(row, d={**row.d, name: float(w)} if w else row.d) for row, w in zip(self.rows, weights)]
+            return self._with_rows(rows, inputs=(*self.inputs, name))
+
+        return self._once(("with_input", name, weights.tobytes()), made)
 
     def with_bank(self, g=None, h=None) -> "Plan":
         """Steering columns: V_m enters d with weight g[row, m] and output i with weight h[row, i, m].
@@ -331,6 +346,9 @@ class Plan:
             for name in ("streams", "draws")
         }
         return cls(**data)
+
+    def __getstate__(self):
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def __setstate__(self, state):
         """After a copy or from a pickle: arrays are read-only again."""

@@ -23,6 +23,7 @@ again.
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.utils import _pytree as pytree
@@ -32,6 +33,9 @@ from .collect import find_block
 __all__ = ["Branch", "inside_compiled"]
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+
+_found: WeakKeyDictionary[torch.nn.Module, dict] = WeakKeyDictionary()
+"""By network and blocks, the names of the modules worth keeping: found by a first evaluation, which looks at all of them."""
 
 
 class Branch:
@@ -58,7 +62,9 @@ class Branch:
         self._network = network
         self._names = {module: name for name, module in network.named_modules()}
         self._compiled = inside_compiled(network)
-        self._outermost = None  # the modules worth keeping: known after the first evaluation
+        found = _found.get(network, {}).get(tuple(blocks), set())
+        known = {module for module, name in self._names.items() if name in found and module not in self._compiled}
+        self._outermost = known or None  # None: not known yet
         self._warned = False
         self._frames = None
         self.shared: tuple[str, ...] = ()
@@ -75,7 +81,10 @@ class Branch:
         self._frames = recorder.frames
         kept = {call.module for frame in self._frames for call in frame.calls}
         if kept:  # a model that does not come to the block says nothing about it
-            self._outermost = kept
+            as_before = self._outermost is None or kept == self._outermost
+            self._outermost = kept if as_before else None  # called in another way: all of them are looked at next time
+            found = {self._names[module] for module in self._outermost or ()}
+            _found.setdefault(self._network, {})[tuple(self._names[block] for block in self._blocks)] = found
 
     @contextmanager
     def second(self):

@@ -120,9 +120,17 @@ class Edit:
             if not len(weight) or len(h) % len(weight):
                 raise ValueError(f"block {self.block!r} returned a batch of {len(h)}, the weights are for {len(weight)} samples")
             weight = weight.repeat(len(h) // len(weight), 1)
-        if self.directions.device != h.device:
-            self.directions = self.directions.to(h.device)
+        order = _order(h)
+        if self.directions.device != h.device or not self.directions.is_contiguous(memory_format=order):
+            self.directions = self.directions.to(h.device, memory_format=order)
         return _Edited.apply(h, self.directions, weight.to(h.device, torch.float32))
+
+
+def _order(h: torch.Tensor) -> torch.memory_format:
+    """In which order h lies in memory: read in another one, directions cost several times as much."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(h.ndim)
+    there = last is not None and not h.is_contiguous() and h.is_contiguous(memory_format=last)
+    return last if there else torch.contiguous_format
 
 
 def compiled(block: str) -> str:

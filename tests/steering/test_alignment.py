@@ -31,7 +31,7 @@ def toy(plan, schedule):
 COORDINATES = [("edm", "edm"), ("edm", "denoised"), ("linear", "epsilon"), ("scaled_linear", "v"), ("flow", "flow")]
 
 
-@pytest.mark.parametrize("how", ["bank", "lift"])
+@pytest.mark.parametrize("how", ["bank", "lift", "map"])
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "dpmpp_sde", "dpmpp_2s_ancestral", "dpm_2"])
 @pytest.mark.parametrize("schedule, prediction", COORDINATES)
 def test_the_map_is_that_of_two_float64_denoisers(na, schedule, prediction, sampler, how):
@@ -40,7 +40,7 @@ def test_the_map_is_that_of_two_float64_denoisers(na, schedule, prediction, samp
     plan = fd.plan(sampler, schedule=noise, prediction=prediction, steps=7)
     window = (0.4, 10.0)
     shape, weights, names = (3, *SHAPE), [1.0, -2.5, 0.3], ["low", "high", "low"]
-    action = na.at(weights, window, names, gain=0.0, how=how, rank=None if how == "lift" else 6)
+    action = na.at(weights, window, names, gain=0.0, how=how, rank=6 if how == "bank" else None)
     inside, seen = rows_in(plan, window), 0
     with Actions([action], plan, shape, toy(plan, noise)) as actions:
         actions.select(torch.arange(3))
@@ -52,7 +52,7 @@ def test_the_map_is_that_of_two_float64_denoisers(na, schedule, prediction, samp
             exact = torch.stack([w * difference(na, x[[b]], sigma, name)[0] for b, (w, name) in enumerate(zip(weights, names))])
             if inside[row]:
                 seen += 1
-                if how == "lift":
+                if how != "bank":
                     added = outputs[-1].double()
                 else:
                     bank, index, weight = (actions.bank[name] for name in ("bank", "bank_index", "bank_weight"))

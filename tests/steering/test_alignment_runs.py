@@ -7,13 +7,16 @@ import pytest
 import torch
 
 import fastdiff as fd
-from fastdiff.action import Actions
-from fastdiff.steering import Gaussian, NoiseAlignment
+from fastdiff.action import Actions, Setting
+from fastdiff.steering import Gaussian, NoiseAlignment, alignment, maps
 from fastdiff.steering.window import rows_in
 from steering.classes import PLANS, SHAPE, data, difference, made, small
 
+HOW = ("bank", "lift", "map")
+BANKED = ("_vectors", "_gain", "_offset")
 
-@pytest.mark.parametrize("how", ["bank", "lift"])
+
+@pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("name", PLANS)
 def test_zero_weight_changes_no_bit_and_reads_nothing(na, name, how):
     plan, shape = made(name), (4, *SHAPE)
@@ -28,14 +31,17 @@ def test_zero_weight_changes_no_bit_and_reads_nothing(na, name, how):
 
         def begin(self, setting):
             acting = na.at([0, 0, 0, 0], (0.3, 80), "low", rank=5, how=how).begin(setting)
-            for t in (acting._vectors, acting._gain, acting._offset, *([acting._sum] if how == "lift" else [])):
-                t.fill_(math.nan)
+            if how == "map":
+                acting._maps = [None if m is None else torch.full_like(m, math.nan) for m in acting._maps]
+            for name in {"bank": BANKED, "lift": (*BANKED, "_sum"), "map": ("_sum",)}[how]:
+                setattr(acting, name, torch.full_like(getattr(acting, name), math.nan))
+            acting.vectors = acting.vectors if how != "bank" else acting._vectors
             return acting
 
     assert torch.equal(fd.sample(small, plan, shape, 0, steering=[Poisoned()]), plain)
 
 
-@pytest.mark.parametrize("how", ["bank", "lift"])
+@pytest.mark.parametrize("how", HOW)
 def test_rows_outside_of_the_window_are_left_alone(na, how):
     plan, shape = made("heun"), (3, *SHAPE)
     plain, steered = [], []
@@ -50,15 +56,15 @@ def test_rows_outside_of_the_window_are_left_alone(na, how):
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_bank_and_lift_agree(na, name):
+def test_all_ways_agree(na, name):
     plan, shape = made(name), (4, *SHAPE)
-    bank, lift = (fd.sample(small, plan, shape, 0, steering=[na.at(1.5, (0.3, 80), ["low", "3", "high", 3], how=how, rank=6)])
-                  for how in ("bank", "lift"))
-    assert torch.allclose(bank, lift, rtol=0, atol=2e-6)
+    bank, lift, mapped = (fd.sample(small, plan, shape, 0, steering=[na.at(1.5, (0.3, 80), ["low", "3", "high", 3], how=how, rank=6)])
+                          for how in HOW)
+    assert torch.allclose(bank, lift, rtol=0, atol=2e-6) and torch.allclose(bank, mapped, rtol=0, atol=2e-6)
     assert not torch.allclose(bank, fd.sample(small, plan, shape, 0), atol=0.05)
 
 
-@pytest.mark.parametrize("how", ["bank", "lift"])
+@pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("name", PLANS)
 def test_a_sample_depends_on_itself_only(na, name, how):
     plan = made(name)
@@ -91,9 +97,9 @@ def test_targets_of_different_ranks_stand_in_one_batch(na):
         assert (added[b] - 2 * difference(few, x[[b]], run.sigma, targets[b])[0]).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("how, expected", [("bank", ["project_"]), ("lift", ["project_", "lift_"])])
+@pytest.mark.parametrize("how, expected", [("bank", ["project_"]), ("lift", ["project_", "lift_"]), ("map", ["lift_"])])
 def test_what_is_launched(na, how, expected):
-    """One projection a row of the window, and one pass more where the sum is lifted; elsewhere nothing."""
+    """One projection a row of the window, and one pass more where the sum is lifted; with a map one pass; elsewhere nothing."""
     plan, launched = made("heun"), []
 
     class Counted(torch.utils._python_dispatch.TorchDispatchMode):
@@ -107,7 +113,7 @@ def test_what_is_launched(na, how, expected):
     assert launched == expected * int(rows_in(plan, (0.3, 20)).sum())
 
 
-@pytest.mark.parametrize("how", ["bank", "lift"])
+@pytest.mark.parametrize("how", HOW)
 def test_two_alignments_add_up(na, how):
     plan, shape = made("dpmpp_2m"), (2, *SHAPE)
     options = {"window": (0.3, 80), "rank": 1, "how": how}
@@ -119,7 +125,7 @@ def test_two_alignments_add_up(na, how):
     assert torch.allclose(both, mixed, atol=2e-6)
 
 
-@pytest.mark.parametrize("how", ["bank", "lift"])
+@pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("targets", ["low", ["low", "high", "3"]])
 def test_a_loop_of_ones_own_need_not_select(na, targets, how):
     plan, shape = made("heun"), (3, *SHAPE)
@@ -150,6 +156,24 @@ def test_under_another_default_device(na):
     expected = run()
     with torch.device("meta"):
         assert torch.equal(run(), expected)
+
+
+def test_maps_are_made_once(na, monkeypatch):
+    made_of, affine = [], maps.affine
+    monkeypatch.setattr(alignment, "affine", lambda *args: made_of.append(args) or affine(*args))
+    fresh, plan = NoiseAlignment(na.full, na.targets), made("heun")
+    first, again = (fd.sample(small, plan, (2, *SHAPE), 0, steering=[fresh.at(1.0, (0.3, 80), "low", how="map")]) for _ in range(2))
+    assert torch.equal(first, again) and len(made_of) == len(set(plan.sigmas[rows_in(plan, (0.3, 80))].tolist())) > 3
+    monkeypatch.setattr(fresh._maps, "_most", 1)  # what a run needs is there, whatever is kept
+    assert torch.equal(fd.sample(small, plan, (2, *SHAPE), 0, steering=[fresh.at(1.0, (0.3, 80), "low", how="map")]), first)
+    assert len(fresh._maps._values) == 1
+
+
+def test_maps_of_large_samples_are_refused():
+    large = Gaussian.fit(fd.randn((9, 4, 32, 32), seeds=0), rank=2)
+    with pytest.raises(ValueError, match="a sample has 4096 values, how='map' takes 4095 at most"):
+        NoiseAlignment(large, {"a": large}).at(1.0, (0.3, 80), rank=1, how="map").begin(
+            Setting(made("euler"), (1, 4, 32, 32), 1, small, torch.device("cpu"), torch.float32))
 
 
 def test_no_samples(na):
@@ -228,7 +252,7 @@ def test_wrong_sets():
     ({"target": "low", "steps": (3, 1)}, ValueError, "0 <= first <= last"),
     ({"target": "low", "rank": -1}, ValueError, "rank is -1"),
     ({"target": "low", "gain": 1.5}, ValueError, "gain is 1.5"),
-    ({"target": "low", "how": "gemm"}, ValueError, "'bank', 'lift' or None"),
+    ({"target": "low", "how": "gemm"}, ValueError, "'bank', 'lift', 'map' or None"),
 ])
 def test_wrong_actions(na, options, error, says):
     called = []

@@ -47,6 +47,32 @@ def test_a_shared_branch_has_the_bits_of_a_whole_evaluation(name, block, mode):
                 assert not torch.equal(second[0], first[0]) and torch.equal(second[1], first[1])
 
 
+def test_a_branch_knows_what_an_earlier_one_of_the_network_found():
+    network, block = made("zoo"), "enc.2"
+    model, (x, t) = closure(network), inputs()
+    v = probe(model, network, block, x, t)
+    edit = partial(edited, network, block, v, 0.5)
+    watched, shared = [], []
+    with torch.no_grad():
+        for _ in range(2):
+            branch = Branch(network, [block])
+            watched.append(len(branch._watched()))
+            expected = whole(model, edit, x, t)
+            assert same(both(branch, model, edit, x, t), expected)
+            shared.append(branch.shared)
+        assert watched[1] < watched[0] / 3 and shared[0] == shared[1] and shared[0]
+
+        inner = network.enc[0].forward  # the network is called in another way: what was found is found anew
+        network.enc[0].forward = lambda h, emb: network.enc[0].blocks[0](h, emb)
+        network.stem.forward, stem = (lambda h: h.expand(-1, 8, -1, -1) * 0.1), network.stem.forward
+        for _ in range(3):
+            branch = Branch(network, [block])
+            expected = whole(model, edit, x, t)
+            assert same(both(branch, model, edit, x, t), expected)
+        network.enc[0].forward, network.stem.forward = inner, stem
+        assert same(both(Branch(network, [block]), model, edit, x, t), whole(model, edit, x, t))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", BLOCKS)
 def test_16_bit_networks(name, dtype):
