@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-__all__ = ["STREAMS", "as_seeds", "checked_shape", "fold_in", "randn", "sample_keys", "stream_id"]
+__all__ = ["STREAMS", "as_seeds", "checked_shape", "default_seeds", "fold_in", "randn", "sample_keys", "stream_id"]
 
 STREAMS = {"init": 0, "step": 1, "churn": 2, "mask": 3, "brownian": 4, "resample": 5, "user": 6, "travel": 7, "guide": 8}
 """What a stream is for. Numbers from 2^32 on are free for anybody's own use."""
@@ -56,6 +56,14 @@ def as_seeds(seeds: int | Sequence[int] | torch.Tensor, batch: int | None = None
     return values
 
 
+def default_seeds(seeds, draws: bool):
+    """The seeds given; for None, one from torch's default generator on the CPU, which ``torch.manual_seed`` decides, and which
+    stays as it is where the run draws nothing: 0 then."""
+    if seeds is not None:
+        return seeds
+    return int(torch.randint(0, 2**63 - 1, (), device="cpu")) if draws else 0
+
+
 def _whole(value) -> int | None:
     """The value as an int, if it is one: NumPy's too, but not True or 1.0."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
@@ -84,7 +92,7 @@ def checked_shape(shape, least: int = 1) -> tuple[int, ...]:
     if None in sizes:
         raise TypeError(f"shape is {given!r}: (B, ...) of ints is taken")
     if len(sizes) < least or any(s < 0 for s in sizes):
-        few = {1: "(B, ...)", 2: "(B, ...) with at least two dimensions,"}[least]
+        few = "(B, ...) with at least two dimensions," if least == 2 else "(B, ...)"
         raise ValueError(f"shape is {given}: {few} of sizes of 0 or more, is taken")
     return tuple(sizes)
 

@@ -8,6 +8,7 @@ import torch
 
 from .action import Action, Actions
 from .checks import FLOATS
+from .given import Given
 from .graphs import check_device
 from .noise import as_seeds, checked_shape
 from .ops import checked_device
@@ -45,6 +46,7 @@ def sample(
     known: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
     steering: Sequence[Action] = (),
+    noise: Callable[[str, int], torch.Tensor] | None = None,
     progress: bool | None = None,
     callback: Callable[[Progress], None] | None = None,
     cuda_graph: bool = False,
@@ -60,6 +62,9 @@ def sample(
     device: where to run, by default where the model's parameters are; one that is not there is refused. dtype: of the model's input.
     init: (B, ...), where the plan starts from an image. known, mask: inpainting. steering: what acts on the run
     beside the model, in this order: ``fd.steering`` and ``fd.guidance`` make such actions.
+    noise: in place of what the rows draw from seeds: called once as ``noise(stream, draw)`` for each normal of the plan, in
+    its order, for a tensor (B, ...); or something with ``randn_like``, such as a ``TorchCudaGenerator``. Not with batch_size,
+    cuda_graph or inpainting. Steering that draws does so from seeds.
     progress: show a bar; None: if there is a terminal. callback: called after each model call with ``Progress``.
     cuda_graph: capture model and step in a CUDA graph and replay it, for every batch the same one; on a GPU only. The
     callback is called between replays. See ``docs/graphs.md`` for what can be captured.
@@ -95,6 +100,12 @@ def sample(
         check_device(device)
         if steering:
             raise ValueError("cuda_graph=True was given with steering, which decides on the host what a row needs: one of them is taken")
+    if noise is not None and (batch_size is not None or cuda_graph):
+        other = "batch_size" if batch_size is not None else "cuda_graph"
+        raise ValueError(f"noise was given with {other}, which takes draws that come from seeds: one of them is taken")
+    given = None if noise is None else Given(noise)
+    if given is not None and (hasattr(steering, "begin") or isinstance(steering, Sequence)):  # else `Actions` says so
+        steering = [*([steering] if hasattr(steering, "begin") else steering), given]
     size = total if batch_size is None else batch_size
     show = sys.stderr.isatty() if progress is None else progress
 
@@ -116,6 +127,8 @@ def sample(
             actions.select(index)
             if run is None:
                 held = {name: part(name, index) for name in per_sample}
+                if given is not None:
+                    held["init"] = given.start(held["init"])
                 run = Stepper(plan, (size, *shape[1:]), seeds[index], device=device, dtype=dtype, **held, **actions.bank)
                 rounds = run.capture(model) if cuda_graph else None
             else:

@@ -1,5 +1,6 @@
 """Brownian paths: weights against the law and the path itself, plans against k-diffusion, runs against each other."""
 
+import inspect
 import itertools
 import math
 import random
@@ -16,7 +17,10 @@ from fastdiff.samplers.stage import Noise
 from fastdiff.samplers.table import addresses
 from fastdiff.schedules import EDM
 
-SAMPLERS = ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_2s_ancestral", "euler_ancestral")
+OF_K_DIFFUSION = ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_2s_ancestral", "euler_ancestral")
+SAMPLERS = (*OF_K_DIFFUSION, "dpm_2_ancestral", "ddim", "ddpm", "res_multistep_ancestral", "seeds_2", "seeds_3", "er_sde")
+SEVERAL = ("dpmpp_sde", "seeds_2", "seeds_3")  # draws in one step: all but one are the step's own
+DRAWING = {"ddim": {"eta": 1.0}}
 
 
 def karras(steps, low=0.03, high=14.6):
@@ -146,6 +150,24 @@ def test_plans_of_few_steps_see_the_same_function():
     assert all(at == pytest.approx(values[41], abs=1e-12) for at in values.values())
 
 
+@pytest.mark.parametrize("steps", [3, 5, 10, 40, 60, 100, 300, 1000])
+def test_a_run_adds_up_to_the_same_increment(steps):
+    """However many the steps, the first and the last level stay where they are, and all draws together are W(first) - W(last):
+    with its variance, and nearly the same as in 20 steps (exactly, where every level goes down equally far)."""
+
+    def whole(levels):
+        assert [level.sigma for level in Path(levels[::-1], NORMALS).levels][:: len(levels) - 1] == [levels[-1], levels[0]]
+        at = {}
+        for (s, t), weights in zip(itertools.pairwise(levels), increments(levels)):
+            for draw, w in weights.items():
+                at[draw] = at.get(draw, 0.0) + w * math.sqrt((s - t) / (levels[0] - levels[-1]))
+        return at
+
+    together = whole(karras(steps))
+    assert product(together, together) == pytest.approx(1, abs=1e-12)
+    assert product(together, whole(karras(20))) > (1 - 1e-12 if 5 <= steps <= 100 else 0.996)
+
+
 @pytest.mark.parametrize("levels", [(1.0, 0.0), (1.0, 1.0), (1.0, 2.0), (math.inf, 1.0), (2.0, -1.0), (math.nan, 1.0)])
 def test_levels_go_down_and_are_finite(levels):
     with pytest.raises(ValueError, match="it takes finite levels, downwards, above 0"):
@@ -162,14 +184,16 @@ def test_levels_that_nothing_tells_apart_are_refused():
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_plans_draw_from_the_path(name):
-    made = fd.plan(name, schedule="scaled_linear", steps=12, noise="brownian")
+    options = {"schedule": "scaled_linear", "steps": 12, **DRAWING.get(name, {})}
+    made = fd.plan(name, noise="brownian", **options)
     drawn = [{n.stream for n in addresses(row)} for row in made.rows]
     assert set().union(*drawn) - {"step"} == {"init", "brownian"} and made.noises <= NORMALS
-    assert ("step" in set().union(*drawn)) == (name == "dpmpp_sde")
+    assert ("step" in set().union(*drawn)) == (name in SEVERAL)
     assert made.info["noise"] == "brownian"
     same = fd.Plan.from_json(made.to_json())
     assert same.to_json() == made.to_json() and (same.draws == made.draws).all()
-    assert repr(same.rows) != repr(fd.plan(name, schedule="scaled_linear", steps=12).rows)
+    assert repr(same.rows) != repr(fd.plan(name, **options).rows)
+    assert repr(fd.plan(name, noise="independent", **options).rows) == repr(fd.plan(name, **options).rows)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -179,7 +203,9 @@ def test_brownian_steps_have_the_law_of_independent_ones(name):
     def noise_weights(made):
         return [{n: c for n, c in y.items() if isinstance(n, Noise)} for row in made.rows for y in row.y]
 
-    options = {"schedule": "edm", "steps": 9, "eta": 0.8, "s_noise": 1.1}
+    taken = inspect.signature(fd.SAMPLERS[name].stages).parameters
+    wanted = {"eta": 0.8, "s_noise": 1.1, "r": 0.3, "r_1": 0.2, "r_2": 0.9}
+    options = {"schedule": "edm", "steps": 9, **{k: v for k, v in wanted.items() if k in taken}}
     ours = noise_weights(fd.plan(name, noise="brownian", **options))
     theirs = noise_weights(fd.plan(name, **options))
     for (a, c), (b, d) in itertools.product(zip(ours, theirs), repeat=2):
@@ -187,17 +213,19 @@ def test_brownian_steps_have_the_law_of_independent_ones(name):
 
 
 def test_options_are_checked():
-    with pytest.raises(ValueError, match="noise 'brownain' is not known: did you mean 'brownian'"):
-        fd.plan("dpmpp_sde", schedule="edm", steps=4, noise="brownain")
+    for name in ("dpmpp_sde", "er_sde"):
+        with pytest.raises(ValueError, match="noise 'brownain' is not known: did you mean 'brownian'"):
+            fd.plan(name, schedule="edm", steps=4, noise="brownain")
     with pytest.raises(TypeError, match="option of heun 'noise' is not known"):
         fd.plan("heun", schedule="edm", steps=4, noise="brownian")
     fd.plan("dpmpp_2m_sde", schedule="edm", steps=4, noise="brownian", eta=0.0)
-    inpaint = fd.plan("dpmpp_sde", schedule="edm", steps=1000, noise="brownian", inpaint="x").with_model_dtype("bfloat16")
-    assert inpaint.noises <= 16
+    for name in ("dpmpp_sde", "seeds_3"):
+        inpaint = fd.plan(name, schedule="edm", steps=1000, noise="brownian", inpaint="x").with_model_dtype("bfloat16")
+        assert inpaint.noises <= 16
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", OF_K_DIFFUSION)
 def test_follows_k_diffusion_with_this_path(name):
     """k-diffusion's function with a noise sampler that evaluates the path, against the run in float32."""
     sampling, seeds, shape = k_diffusion(), [11, 12], (2, 24)
@@ -236,7 +264,7 @@ def test_follows_k_diffusion_with_this_path(name):
 
 
 def sample(name, steps, noise, seeds, batch):
-    made = fd.plan(name, schedule=EDM(0.03, 14.6), steps=steps, prediction="denoised", noise=noise)
+    made = fd.plan(name, schedule=EDM(0.03, 14.6), steps=steps, prediction="denoised", noise=noise, **DRAWING.get(name, {}))
     run = fd.Stepper(made, (batch, 4, 8, 8), seeds)
     while not run.done:
         x = run.model_input.reshape(batch, -1)

@@ -392,3 +392,16 @@ def test_the_result_of_one_batch_is_the_callers():
     kept = first.clone()
     fd.sample(gaussian, plan, SHAPE, seeds=9)
     assert torch.equal(first, kept) and first.is_contiguous()
+
+
+def test_default_seeds():
+    """One seed from torch's generator on the CPU, for a run that draws; else that generator is left alone."""
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    assert fd.noise.default_seeds(None, draws=False) == 0 and fd.noise.default_seeds([3, 4], draws=True) == [3, 4]
+    assert torch.equal(torch.get_rng_state(), state)
+    first, second = (fd.noise.default_seeds(None, draws=True) for _ in range(2))
+    assert first != second and 0 <= first < 2**63
+    torch.manual_seed(7)
+    with torch.device("meta"):
+        assert fd.noise.default_seeds(None, draws=True) == first

@@ -9,9 +9,9 @@ from itertools import pairwise
 
 from ..samplers import adams
 from ..samplers.coefficients import orders_of, phi
-from ..samplers.dpmpp import _exponential
-from ..samplers.euler import ancestral_step, euler_step, frame
-from ..samplers.stage import Stage, d, noise, past, x, xe
+from ..samplers.dpmpp import exponential_step
+from ..samplers.euler import ancestral_step, euler_step, frame, midpoint_step
+from ..samplers.stage import Stage, d, noise, past, x
 from ..schedules import PURE_NOISE
 
 __all__ = ["BASE", "UNCOND", "dpm_2_ancestral_RF", "dpmpp_2m_cfg_pp", "dpmpp_2s_ancestral_RF", "dpmpp_2s_ancestral_cfg_pp",
@@ -41,7 +41,7 @@ def ipndm_v(sigmas, *, order=4):
     def weights(i, w):
         return None if w[i + 1] == 0 else [(w[i + 1] - w[i]) * c for c in _ipndm_v(orders[i], w[max(i - 3, 0) : i + 2])]
 
-    return adams._multistep(sigmas, None, weights)
+    return adams.multistep(sigmas, None, weights)
 
 
 def _ipndm_v(order, levels):
@@ -91,19 +91,13 @@ def euler_ancestral_RF(sigmas, *, schedule, eta=1.0, s_noise=1.0):
 
 def dpm_2_ancestral_RF(sigmas, *, schedule, eta=1.0, s_noise=1.0):
     """`dpm_2_ancestral` in t, to t_down."""
-    to_frame, back = frame(schedule)
+    coordinates = frame(schedule)
     for i, (s, s_next) in enumerate(pairwise(sigmas)):
         down, up = _ancestral_step_of_flow(s, s_next, schedule, eta)
         if down == 0:
             yield Stage(s, d, s_next, step=i)
-            continue
-        (a, w), (a_down, w_down) = to_frame(s), to_frame(down)
-        middle = back(math.sqrt(w * w_down))
-        a_middle, w_middle = to_frame(middle)
-        yield Stage(s, x, s, euler_step(x, s, middle), middle, step=i)
-        slope = (a_middle * xe - d) / w_middle
-        x_down = (a * x + (w_down - w) * slope) / a_down
-        yield Stage(middle, x_down + noise("step", i, s_noise * up), s_next, step=i)
+        else:
+            yield from midpoint_step(i, s, down, coordinates, noise("step", i, s_noise * up), s_next)
 
 
 def dpmpp_2s_ancestral_RF(sigmas, *, schedule, eta=1.0, s_noise=1.0):
@@ -114,8 +108,8 @@ def dpmpp_2s_ancestral_RF(sigmas, *, schedule, eta=1.0, s_noise=1.0):
             yield Stage(s, d, s_next, step=i)
             continue
         middle = 9999.0 if s >= PURE_NOISE else math.sqrt(s * down)
-        yield Stage(s, x, s, _exponential(s, middle, d), middle, step=i)
-        yield Stage(middle, _exponential(s, down, d) + noise("step", i, s_noise * up), s_next, step=i)
+        yield Stage(s, x, s, exponential_step(s, middle, d), middle, step=i)
+        yield Stage(middle, exponential_step(s, down, d) + noise("step", i, s_noise * up), s_next, step=i)
 
 
 # ---- CFG++

@@ -14,13 +14,13 @@ from .coefficients import check_points, lagrange_integrals, orders_of
 from .euler import frame, runge_kutta
 from .stage import Stage, d, past, past_base, x
 
-__all__ = ["deis", "gradient_estimation", "ipndm", "lms", "pndm"]
+__all__ = ["deis", "gradient_estimation", "ipndm", "lms", "multistep", "pndm"]
 
 EQUAL_STEPS = ([1.0], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24])
 """Adams-Bashforth for equal steps, orders 1 to 4."""
 
 
-def _multistep(sigmas, schedule, weights):
+def multistep(sigmas, schedule, weights):
     """x' = x + sum_j b_j slope_j with b = weights(i, w), the levels w in the frame; b = None: x' = d."""
     to_frame, _ = frame(schedule)
     scales, levels = zip(*map(to_frame, sigmas))
@@ -40,7 +40,7 @@ def lms(sigmas, *, schedule=None, order=4):
     k-diffusion's sample_lms and diffusers' LMSDiscreteScheduler, whose integrals are numerical; here they are exact.
     """
     orders = orders_of("lms", order, 4, len(sigmas) - 1, False)
-    return _multistep(sigmas, schedule, lambda i, w: lagrange_integrals(w[i - orders[i] + 1 : i + 1][::-1], w[i], w[i + 1]))
+    return multistep(sigmas, schedule, lambda i, w: lagrange_integrals(w[i - orders[i] + 1 : i + 1][::-1], w[i], w[i + 1]))
 
 
 def ipndm(sigmas, *, schedule=None, order=4, final_denoise=True):
@@ -54,7 +54,7 @@ def ipndm(sigmas, *, schedule=None, order=4, final_denoise=True):
     def weights(i, w):
         return None if final_denoise and w[i + 1] == 0 else [(w[i + 1] - w[i]) * c for c in EQUAL_STEPS[orders[i] - 1]]
 
-    return _multistep(sigmas, schedule, weights)
+    return multistep(sigmas, schedule, weights)
 
 
 def deis(sigmas, *, schedule=None, order=3, variable="log_rho", lower_order_final=False, points=10_000):
@@ -78,7 +78,7 @@ def deis(sigmas, *, schedule=None, order=3, variable="log_rho", lower_order_fina
         u = [math.log(v) for v in w[i - orders[i] + 1 : i + 1][::-1]]
         return [w[i + 1] * c for c in lagrange_integrals(u, u[0], math.log(w[i + 1]), rate=1.0)]
 
-    return _multistep(sigmas, schedule, weights)
+    return multistep(sigmas, schedule, weights)
 
 
 _BETA_SLOPE = 2 * (math.log1p(80.0**2) - math.log1p(0.002**2) / 1e-3) / (1 - 1e-3)
@@ -105,7 +105,7 @@ def gradient_estimation(sigmas, *, schedule=None, gamma=2.0):
             return None
         return [(w[i + 1] - w[i]) * c for c in ([gamma, 1 - gamma] if i else [1.0])]
 
-    return _multistep(sigmas, schedule, weights)
+    return multistep(sigmas, schedule, weights)
 
 
 def pndm(sigmas, *, schedule, skip_prk=True):

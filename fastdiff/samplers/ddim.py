@@ -5,11 +5,13 @@ from itertools import pairwise
 
 from ..noise import unknown
 from .euler import ancestral_step, euler_step
+from .path import takes_path
 from .stage import Linear, Stage, d, noise, raw, x
 
 __all__ = ["ddim", "ddpm", "lcm"]
 
 
+@takes_path
 def ddim(sigmas, *, eta=0.0, s_noise=1.0, use_clipped_model_output=True):
     """Song et al. 2021 (DDIM), eq. 12: x0 plus the direction back to x_t plus noise.
 
@@ -23,6 +25,7 @@ def ddim(sigmas, *, eta=0.0, s_noise=1.0, use_clipped_model_output=True):
         yield Stage(s, x_next + noise("step", i, s_noise * up), s_next, step=i)
 
 
+@takes_path
 def ddpm(sigmas, *, schedule, variance="fixed_small"):
     """Ho et al. 2020, eq. 7: the mean of q(x' | x, x0), noise of variance beta~ (fixed_small) or beta (fixed_large)."""
     if variance not in ("fixed_small", "fixed_large"):

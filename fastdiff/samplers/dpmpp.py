@@ -19,7 +19,7 @@ from .options import step_noises
 from .stage import Stage, d, past, x
 from .stage import noise as draw
 
-__all__ = ["dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s_ancestral", "dpmpp_3m", "dpmpp_3m_sde", "dpmpp_sde"]
+__all__ = ["dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s_ancestral", "dpmpp_3m", "dpmpp_3m_sde", "dpmpp_sde", "exponential_step"]
 
 
 def dpmpp_2m(sigmas, *, solver_type="midpoint"):
@@ -90,8 +90,8 @@ def dpmpp_2s_ancestral(sigmas, *, eta=1.0, s_noise=1.0, noise="independent"):
             yield Stage(s, d + added, s_next, step=i)
             continue
         middle = math.sqrt(s * down)
-        yield Stage(s, x, s, _exponential(s, middle, d), middle, step=i)
-        yield Stage(middle, _exponential(s, down, d) + added, s_next, step=i)
+        yield Stage(s, x, s, exponential_step(s, middle, d), middle, step=i)
+        yield Stage(middle, exponential_step(s, down, d) + added, s_next, step=i)
 
 
 def dpmpp_sde(sigmas, *, eta=1.0, s_noise=1.0, r=0.5, noise="independent"):
@@ -117,13 +117,13 @@ def dpmpp_sde(sigmas, *, eta=1.0, s_noise=1.0, r=0.5, noise="independent"):
             first = draw("step", 2 * i)
             whole = math.sqrt(shared) * first + draw("step", 2 * i + 1, math.sqrt(1 - shared))
         down, up = ancestral_step(s, inner, eta)
-        yield Stage(s, x, s, _exponential(s, down, d) + s_noise * up * first, inner, step=i)
+        yield Stage(s, x, s, exponential_step(s, down, d) + s_noise * up * first, inner, step=i)
         down, up = ancestral_step(s, s_next, eta)
         estimate = (1 - 1 / (2 * r)) * past(1) + 1 / (2 * r) * d
-        yield Stage(inner, _exponential(s, down, estimate) + s_noise * up * whole, s_next, step=i)
+        yield Stage(inner, exponential_step(s, down, estimate) + s_noise * up * whole, s_next, step=i)
 
 
-def _exponential(s, s_next, estimate):
+def exponential_step(s, s_next, estimate):
     """The exact solution from s to s_next for a constant estimate: e^-h x + (1 - e^-h) d with e^-h = s_next / s."""
     return s_next / s * x + (1 - s_next / s) * estimate
 

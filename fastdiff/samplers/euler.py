@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from .options import step_noises
+from .path import takes_path
 from .stage import Linear, Stage, d, noise, past, x, xe
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "frame",
     "heun",
     "heunpp2",
+    "midpoint_step",
     "runge_kutta",
 ]
 
@@ -88,24 +90,31 @@ def heun(sigmas, *, schedule=None, s_churn=0.0, s_tmin=0.0, s_tmax=math.inf, s_n
             yield Stage(s_next, x_next + churn.lift(i + 1), churn.level(i + 1), step=i)
 
 
+def midpoint_step(step, s, s_next, coordinates, added=0, level=None):
+    """The midpoint rule from s to s_next in the coordinates of a `frame`, its midpoint in ln w: two stages, the first call at
+    the base, the second half way. Then `added`, which leaves the base at `level`."""
+    to_frame, back = coordinates
+    (a, w), (a_next, w_next) = to_frame(s), to_frame(s_next)
+    middle = back(math.sqrt(w * w_next))
+    a_middle, w_middle = to_frame(middle)
+    yield Stage(s, x, s, euler_step(x, s, middle), middle, step=step)
+    slope = (a_middle * xe - d) / w_middle
+    x_next = (a * x + (w_next - w) * slope) / a_next
+    yield Stage(middle, x_next + added, s_next if level is None else level, step=step)
+
+
 def dpm_2(sigmas, *, schedule=None, s_churn=0.0, s_tmin=0.0, s_tmax=math.inf, s_noise=1.0):
     """The midpoint rule, its midpoint in ln sigma: DPM-Solver-2 (Lu et al. 2022, algorithm 1) as k-diffusion has it.
 
     For a flow: in t, its midpoint in ln t.
     """
-    churn, (to_frame, back) = Churn(sigmas, s_churn, s_tmin, s_tmax, s_noise), frame(schedule)
+    churn, coordinates = Churn(sigmas, s_churn, s_tmin, s_tmax, s_noise), frame(schedule)
     yield from churn.start()
     for i, (s, s_next) in churn.steps():
         if s_next == 0:
             yield Stage(s, d, 0.0, step=i)
         else:
-            (a, w), (a_next, w_next) = to_frame(s), to_frame(s_next)
-            middle = back(math.sqrt(w * w_next))
-            a_middle, w_middle = to_frame(middle)
-            yield Stage(s, x, s, euler_step(x, s, middle), middle, step=i)
-            slope = (a_middle * xe - d) / w_middle
-            x_next = (a * x + (w_next - w) * slope) / a_next
-            yield Stage(middle, x_next + churn.lift(i + 1), churn.level(i + 1), step=i)
+            yield from midpoint_step(i, s, s_next, coordinates, churn.lift(i + 1), churn.level(i + 1))
 
 
 def ancestral_step(sigma: float, sigma_next: float, eta: float = 1.0) -> tuple[float, float]:
@@ -129,24 +138,20 @@ def euler_ancestral(sigmas, *, eta=1.0, s_noise=1.0, noise="independent"):
         yield Stage(s, euler_step(x, s, down) + added, s_next, step=i)
 
 
+@takes_path
 def dpm_2_ancestral(sigmas, *, schedule=None, eta=1.0, s_noise=1.0):
     """`dpm_2` to sigma_down, its midpoint in ln sigma, then noise of sigma_up (k-diffusion; diffusers' KDPM2Ancestral).
 
     For a flow: the step is in t.
     """
-    to_frame, back = frame(schedule)
+    coordinates = frame(schedule)
     for i, (s, s_next) in enumerate(pairwise(sigmas)):
         down, up = ancestral_step(s, s_next, eta)
+        added = noise("step", i, s_noise * up)
         if down == 0:
-            yield Stage(s, d + noise("step", i, s_noise * up), s_next, step=i)
-            continue
-        (a, w), (a_down, w_down) = to_frame(s), to_frame(down)
-        middle = back(math.sqrt(w * w_down))
-        a_middle, w_middle = to_frame(middle)
-        yield Stage(s, x, s, euler_step(x, s, middle), middle, step=i)
-        slope = (a_middle * xe - d) / w_middle
-        x_down = (a * x + (w_down - w) * slope) / a_down
-        yield Stage(middle, x_down + noise("step", i, s_noise * up), s_next, step=i)
+            yield Stage(s, d + added, s_next, step=i)
+        else:
+            yield from midpoint_step(i, s, down, coordinates, added, s_next)
 
 
 def runge_kutta(step, points, tableau, weights, s_next, to_frame, lift=None, level=None):

@@ -7,6 +7,7 @@ from itertools import pairwise
 from ..noise import unknown
 from .coefficients import check_order, check_points, phi
 from .euler import ancestral_step, euler_step, frame
+from .path import takes_path
 from .stage import Stage, d, noise, past, x
 
 __all__ = ["er_sde", "res_multistep", "res_multistep_ancestral", "seeds_2", "seeds_3"]
@@ -23,6 +24,7 @@ def res_multistep(sigmas, *, schedule=None):
         last = (w, w_next)
 
 
+@takes_path
 def res_multistep_ancestral(sigmas, *, eta=1.0, s_noise=1.0):
     """`res_multistep` to sigma_down, then noise of sigma_up. As in ComfyUI the slope of d is taken over the last step's way
     to its sigma_down, not over the whole of it."""
@@ -52,6 +54,7 @@ def _exponential(s, s_next, eta, weights, noises):
     return result
 
 
+@takes_path
 def seeds_2(sigmas, *, eta=1.0, s_noise=1.0, r=0.5, solver_type="phi_1"):
     """SEEDS-2 (Gonzalez et al. 2023, arXiv:2305.14267), for the denoised estimate: DPM-Solver++(2S) for the
     SDE, its inner call at r h; the noise of the whole step holds that of the inner one.
@@ -75,6 +78,7 @@ def seeds_2(sigmas, *, eta=1.0, s_noise=1.0, r=0.5, solver_type="phi_1"):
         yield Stage(inner, _exponential(s, s_next, eta, weights, both), s_next, step=i)
 
 
+@takes_path
 def seeds_3(sigmas, *, eta=1.0, s_noise=1.0, r_1=1 / 3, r_2=2 / 3):
     """SEEDS-3 (Gonzalez et al. 2023, arXiv:2305.14267), for the denoised estimate: DPM-Solver++(3S) for the SDE, with inner
     calls at r_1 h and r_2 h, and three noises, of which each call's state holds those before it."""
@@ -107,6 +111,7 @@ def _check_places(*places):
         raise ValueError(f"{given}; it takes 0 < {' < '.join(names)} <= 1")
 
 
+@takes_path
 def er_sde(sigmas, *, order=3, s_noise=1.0, points=200):
     """Extended reverse-time SDE, ER-SDE-Solver-1 to 3 (Cui et al. 2023, arXiv:2309.06169) in VE form.
 
