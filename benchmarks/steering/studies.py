@@ -16,6 +16,7 @@ from benchmarks.steering.fits import ATTRIBUTES, BLOCK, DIRECTIONS, SIGMA
 from benchmarks.steering.score import Scored, judged, summary
 from benchmarks.steering.store import Missing
 from benchmarks.zoo.data import CLASSES
+from benchmarks.zoo.threads import memory_is_kept
 
 __all__ = ["STUDIES", "Study"]
 
@@ -300,6 +301,7 @@ def overhead(run, results) -> dict:
     weight, label, sampler = needed(results, "NA")["weight"], run.budget.classes[0], run.world.sampler
     spec = {"what": "overhead", "levels": LEVELS, "weight": weight, "amplified": AMPLIFIED, "batch": sampler.batch}
     spec |= {"threads": torch.get_num_threads(), "rounds": OVERHEAD_ROUNDS * run.budget.rounds, "order": "random"}
+    spec |= {"ways": 6, "memory": "kept" if memory_is_kept() else "returned"}
 
     def make():
         concept, plan, seeds = run.fits.concepts("RFM")[label], sampler.plan([*LEVELS, 0.0]), torch.arange(sampler.batch)
@@ -307,6 +309,7 @@ def overhead(run, results) -> dict:
             "unsteered": [],
             "latent vector": [run.fits.latent().at(1.0, (0.0, 80.0), label)],
             "NA": [run.fits.alignment().at(weight, (0.0, 80.0), label)],
+            "NA, a matrix for each level": [run.fits.alignment().at(weight, (0.0, 80.0), label, how="map")],
             "concept": [concept.at(AMPLIFIED["weight"])],
             f"concept, amplified by {AMPLIFIED['scale']:g}": [concept.at(**AMPLIFIED)],
         }
@@ -324,14 +327,15 @@ def overhead(run, results) -> dict:
 
 def overhead_cost(run, costs) -> float:
     price = costs.get("unguided", {"price": 0.0})["price"]
-    return price * len(LEVELS) / run.world.sampler.steps * run.world.sampler.batch * 6 * (OVERHEAD_ROUNDS * run.budget.rounds + 1)
+    return price * len(LEVELS) / run.world.sampler.steps * run.world.sampler.batch * 7 * (OVERHEAD_ROUNDS * run.budget.rounds + 1)
 
 
 def overhead_text(found) -> str:
     lines = [
         "### What a steered step costs",
         "",
-        f"Runs of {len(LEVELS)} steps, all of them steered, and unsteered ones, in random order; medians; one class, batches as above.",
+        f"Runs of {len(LEVELS)} steps, all of them steered, and unsteered ones, in random order; medians; one class, batches as above. "
+        "Matrices are made before, in the round that warms up.",
         "",
         "| | ms / step of a batch | over unsteered |",
         "|---|---|---|",
