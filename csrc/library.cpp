@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "bind.h"
+#include "bind_quantile.h"
 #include "bind_vectors.h"
 #include "cpu/check_rows.h"
 #include "cpu/keys.h"
@@ -58,6 +59,15 @@ void edit(StableIValue* stack, uint64_t, uint64_t) {
   if (args.batch == 0 || args.numel == 0) return;
   check_used("edit_", args.terms, "bank", args.batch);
   launch_edit(args);
+}
+
+void quantile(StableIValue* stack, uint64_t, uint64_t) {
+  const QuantileTensors tensors(stack);
+  const IeeeMode mode;  // a limit is rounded to float32
+  const QuantileArgs args = bind_quantile(tensors);
+  if (args.step.batch == 0) return;
+  check_rows(args);
+  launch_quantile(args);
 }
 
 StableIValue from_handle(AtenTensorHandle handle) {
@@ -142,6 +152,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, m) {
   m.impl("project_", fastdiff::project);
   m.impl("lift_", fastdiff::lift);
   m.impl("edit_", fastdiff::edit);
+  m.impl("quantile_", fastdiff::quantile);
   m.impl("fold_in", fastdiff::fold_in_op);
   m.impl("run_keys", fastdiff::run_keys_op);
   m.impl("raw_words", fastdiff::raw_words_op);

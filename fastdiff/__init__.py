@@ -14,8 +14,9 @@ from .plan import Plan, Row, plan
 from .sample import Progress, Stepper, sample
 from .samplers import SAMPLERS
 from .schedules import SCHEDULES
+from .torch_cuda import TorchCudaGenerator
 
 __version__ = "0.1.0"
 
-__all__ = ["SAMPLERS", "SCHEDULES", "STREAMS", "Actions", "Plan", "Progress", "Row", "Stepper", "fold_in", "guidance", "noise",
-           "ops", "plan", "randn", "reference", "sample", "schedules", "steering", "step"]
+__all__ = ["SAMPLERS", "SCHEDULES", "STREAMS", "Actions", "Plan", "Progress", "Row", "Stepper", "TorchCudaGenerator", "fold_in",
+           "guidance", "noise", "ops", "plan", "randn", "reference", "sample", "schedules", "steering", "step"]

@@ -7,9 +7,10 @@ import torch
 
 from . import reference
 from .checks import check_fold_in, check_normal, check_raw_words, check_run_keys, check_step
+from .quantile_checks import check_quantile
 from .vector_checks import check_edit, check_lift, check_project
 
-__all__ = ["edit_", "fold_in", "lift_", "normal_", "project_", "raw_words", "run_keys", "step_"]
+__all__ = ["edit_", "fold_in", "lift_", "normal_", "project_", "quantile_", "raw_words", "run_keys", "step_"]
 
 _NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
@@ -108,6 +109,17 @@ def edit_(out, h, bank, index, weight):
     if out.numel():
         _put(out, reference.edit(_stored(h), _flat(bank), _array(index), _array(weight), dtype=_NAMES[h.dtype],
                                  output=_NAMES[out.dtype]))
+
+
+@_subnormals()
+def quantile_(out, clip, inputs, coef, row, row_index, scale, q, low, high):
+    check_quantile(out, clip, inputs, coef, row, row_index, scale, q, low, high)
+    if len(inputs[0]):
+        results = reference.quantile([_flat(v) for v in inputs], _array(coef), row_index if row is None else _array(row), q,
+                                     scale=_array(scale), low=low, high=high)
+        for tensor, values in zip((out, clip), results):
+            if tensor is not None:
+                _put(tensor, values)
 
 
 def fold_in(keys, data):

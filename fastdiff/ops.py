@@ -26,7 +26,7 @@ DEFAULT = {"cuda": "the default: a call from Python costs less than an eighth of
            "16-bit samples take fewer instructions; masks, vectors and ragged samples take more (tests/budgets.json)"}
 _LIBRARIES = {"cpp": "fastdiff._C", "cuda": "fastdiff._C_cuda"}
 # The ops that work on tensors; the rest of the schemas is about the C++ code.
-_PYTHON_OPS = ("step_", "normal_", "project_", "lift_", "edit_", "fold_in", "run_keys", "raw_words")
+_PYTHON_OPS = ("step_", "normal_", "project_", "lift_", "edit_", "quantile_", "fold_in", "run_keys", "raw_words")
 _log = logging.getLogger("fastdiff")
 
 
@@ -163,6 +163,10 @@ def _fake_step_(inputs, outputs, ring, *rest) -> None:
     _one_device("step_", **lists, ring=ring, **dict(zip(_STEP_NAMES, rest)))
 
 
+def _fake_quantile_(out, clip, inputs, coef, row, row_index, scale, *numbers) -> None:
+    _one_device("quantile_", **{f"inputs[{i}]": t for i, t in enumerate(inputs)}, out=out, clip=clip, coef=coef, row=row, scale=scale)
+
+
 def _fake_in_place(op, names, *args) -> None:
     _one_device(op, **dict(zip(names, args)))
 
@@ -174,6 +178,7 @@ def _register_fakes() -> None:
     for op, names in (("project_", ("out", "x", "basis", "index", "gain", "offset", "weight", "row")),
                       ("lift_", ("out", "basis", "index", "weight")), ("edit_", ("out", "h", "bank", "index", "weight"))):
         fake(f"fastdiff::{op}", partial(_fake_in_place, op, names), lib=_library)
+    fake("fastdiff::quantile_", _fake_quantile_, lib=_library)
     fake("fastdiff::fold_in", lambda keys, data: keys.new_empty(
         (*torch.broadcast_shapes(keys.shape[:-1], data.shape), 2)), lib=_library)
     fake("fastdiff::run_keys", lambda seeds, streams, draws: seeds.new_empty(

@@ -26,7 +26,8 @@ __all__ = ["selftest"]
 
 FORMAT = 1
 _GROUPS = {"raw_words": "words and keys", "fold_in": "words and keys", "run_keys": "words and keys", "normal_": "normals",
-           "step_": "steps", "project_": "vectors", "lift_": "vectors", "edit_": "vectors", "sampler": "samplers"}  # fmt: skip
+           "step_": "steps", "project_": "vectors", "lift_": "vectors", "edit_": "vectors",
+           "quantile_": "quantiles", "sampler": "samplers"}  # fmt: skip
 
 
 def selftest(device: str | None = None, backend: str | None = None, *, report_to: str | os.PathLike | None = None,

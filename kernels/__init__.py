@@ -15,6 +15,7 @@ from .lift import lift_
 from .normal import normal_
 from .philox import fold_in, raw_words, run_keys
 from .project import project_
+from .quantile import quantile_
 from .step import step_
 
-__all__ = ["edit_", "fold_in", "lift_", "normal_", "project_", "raw_words", "run_keys", "step_"]
+__all__ = ["edit_", "fold_in", "lift_", "normal_", "project_", "quantile_", "raw_words", "run_keys", "step_"]

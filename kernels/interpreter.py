@@ -2,8 +2,8 @@
 
 Depending on its version, the interpreter rounds an fma twice, truncates float32 to bfloat16, and misreads subnormal bfloat16
 and float16: here the three come from ``fastdiff.reference``. A scalar condition becomes a number where it is broadcast: here
-it stays a condition. A reduction by a function of one's own goes element by element, which takes minutes: here whole tensors are
-combined. A loaded number that bounds a loop is an array of one, which NumPy 2.5 does not take for a number: here it is squeezed.
+it stays a condition. A reduction or a scan by a function of one's own goes element by element, which takes minutes: here whole tensors
+are combined. A loaded number that bounds a loop is an array of one, which NumPy 2.5 does not take for a number: here it is squeezed.
 Only launches of this package are affected: the interpreter is put back after each.
 """
 
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 import triton.language as tl
 from triton.runtime import interpreter
-from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, ReduceOps, TensorHandle
+from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, ReduceOps, ScanOps, TensorHandle
 
 from .. import reference
 
@@ -73,6 +73,17 @@ def _generic_reduce(self, input):
     return [total]
 
 
+def _generic_scan(self, input):
+    """Each element takes what stands 1, 2, 4, ... before it: the function is associative."""
+    (tensor,) = input
+    data, apart = tensor.handle.data, 1
+    assert data.ndim == 1, data.shape
+    while apart < len(data):
+        both = self.combine_fn.fn(self.to_tensor(np.roll(data, apart), tensor.dtype), self.to_tensor(data, tensor.dtype))
+        data, apart = np.where(np.arange(len(data)) < apart, data, both.handle.data), 2 * apart
+    return [self.to_tensor(data, tensor.dtype)]
+
+
 def _patched_tensor(original):
     def patch_lang_tensor(tensor, scope):
         original(tensor, scope)
@@ -91,6 +102,7 @@ def exact():
     """While this is open, the interpreter computes what the hardware computes."""
     saved = {name: getattr(InterpreterBuilder, name) for name in ("create_fma", "cast_impl", "create_fp_to_fp", "create_splat")}
     call, reduce, builder = InterpretedFunction.__call__, ReduceOps.generic_reduce, interpreter.interpreter_builder
+    scan = ScanOps.generic_scan
     tensor = interpreter._patch_lang_tensor
     options = builder.options
     builder.options = dataclasses.replace(options, sanitize_overflow=False)  # checks that take half the time
@@ -99,13 +111,13 @@ def exact():
     InterpreterBuilder.create_fp_to_fp = _patched_fp_to_fp(saved["create_fp_to_fp"])
     InterpreterBuilder.create_splat = _patched_splat(saved["create_splat"])
     InterpretedFunction.__call__ = _call
-    ReduceOps.generic_reduce = _generic_reduce
+    ReduceOps.generic_reduce, ScanOps.generic_scan = _generic_reduce, _generic_scan
     interpreter._patch_lang_tensor = _patched_tensor(tensor)
     try:
         with np.errstate(all="ignore"):
             yield
     finally:
         InterpretedFunction.__call__, ReduceOps.generic_reduce, builder.options = call, reduce, options
-        interpreter._patch_lang_tensor = tensor
+        ScanOps.generic_scan, interpreter._patch_lang_tensor = scan, tensor
         for name, member in saved.items():
             setattr(InterpreterBuilder, name, member)

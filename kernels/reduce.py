@@ -15,7 +15,7 @@ _WIDE, _CHANNELS_LAST = tl.constexpr(WIDE), tl.constexpr(CHANNELS_LAST)
 
 
 @triton.jit
-def _sum_of_two(a, b):
+def sum_of_two(a, b):
     return a + b
 
 
@@ -27,7 +27,7 @@ def pairwise(lanes):
     if half == 0:
         return lanes.reshape([rows])
     else:
-        return pairwise(tl.reduce(lanes.reshape([rows, 2, half]), 1, _sum_of_two))
+        return pairwise(tl.reduce(lanes.reshape([rows, 2, half]), 1, sum_of_two))
 
 
 @triton.jit

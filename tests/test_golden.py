@@ -39,7 +39,7 @@ def test_the_backend_of_the_cpu_meets_every_digest():
 def test_every_op_sampler_schedule_and_dtype_has_cases():
     names = [case.name for case in golden().cases]
     assert len(set(names)) == len(names)
-    assert {case.op for case in golden().cases} == {"raw_words", "fold_in", "run_keys", "normal_", "step_", "project_", "lift_", "edit_", "sampler"}
+    assert {case.op for case in golden().cases} == {"raw_words", "fold_in", "run_keys", "normal_", "step_", "project_", "lift_", "edit_", "quantile_", "sampler"}
     mine = {name for name, entry in fd.SAMPLERS.items() if entry.stages.__module__.startswith("fastdiff.")}
     assert {made.sampler for made in MADE} == mine, "a new sampler needs golden cases: fastdiff/testing/sampler_cases.py"
     for sampler in mine - {"flow_euler", "flow_heun"}:

@@ -21,12 +21,24 @@
 #include "kernel.h"
 #include "lift.h"
 #include "project.h"
+#include "quantile.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else
 #pragma GCC pop_options
 #endif
 
-const fastdiff::Kernels fastdiff::kAvx2 = {"avx2",             fastdiff::avx2::run_units,    fastdiff::avx2::project_units,
-                                        fastdiff::avx2::lift_units, fastdiff::avx2::square_units, fastdiff::avx2::edit_units};
+const fastdiff::Kernels fastdiff::kAvx2 = {
+    "avx2",
+    fastdiff::avx2::run_units,
+    fastdiff::avx2::project_units,
+    fastdiff::avx2::lift_units,
+    fastdiff::avx2::lift_shared,
+    fastdiff::avx2::lift_slices,
+    fastdiff::avx2::kSlice,
+    fastdiff::avx2::square_units,
+    fastdiff::avx2::edit_units,
+    fastdiff::avx2::quantile_samples,
+    fastdiff::avx2::quantile_pieces,
+};
 #endif

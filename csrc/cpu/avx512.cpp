@@ -21,12 +21,24 @@
 #include "kernel.h"
 #include "lift.h"
 #include "project.h"
+#include "quantile.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else
 #pragma GCC pop_options
 #endif
 
-const fastdiff::Kernels fastdiff::kAvx512 = {"avx512",             fastdiff::avx512::run_units,    fastdiff::avx512::project_units,
-                                        fastdiff::avx512::lift_units, fastdiff::avx512::square_units, fastdiff::avx512::edit_units};
+const fastdiff::Kernels fastdiff::kAvx512 = {
+    "avx512",
+    fastdiff::avx512::run_units,
+    fastdiff::avx512::project_units,
+    fastdiff::avx512::lift_units,
+    fastdiff::avx512::lift_shared,
+    fastdiff::avx512::lift_slices,
+    fastdiff::avx512::kSlice,
+    fastdiff::avx512::square_units,
+    fastdiff::avx512::edit_units,
+    fastdiff::avx512::quantile_samples,
+    fastdiff::avx512::quantile_pieces,
+};
 #endif

@@ -17,6 +17,18 @@
 #include "kernel.h"
 #include "lift.h"
 #include "project.h"
+#include "quantile.h"
 
-const fastdiff::Kernels fastdiff::kBaseline = {"baseline",             fastdiff::baseline::run_units,    fastdiff::baseline::project_units,
-                                        fastdiff::baseline::lift_units, fastdiff::baseline::square_units, fastdiff::baseline::edit_units};
+const fastdiff::Kernels fastdiff::kBaseline = {
+    "baseline",
+    fastdiff::baseline::run_units,
+    fastdiff::baseline::project_units,
+    fastdiff::baseline::lift_units,
+    fastdiff::baseline::lift_shared,
+    fastdiff::baseline::lift_slices,
+    fastdiff::baseline::kSlice,
+    fastdiff::baseline::square_units,
+    fastdiff::baseline::edit_units,
+    fastdiff::baseline::quantile_samples,
+    fastdiff::baseline::quantile_pieces,
+};

@@ -1,5 +1,6 @@
 // Which kernels run, on how many threads, and in which floating-point mode.
 #pragma once
+#include "../quantile.h"
 #include "../reduce.h"
 #include "../row.h"
 #include "kernels.h"
@@ -31,9 +32,11 @@ int64_t current_grain();
 // The step, checked and with samples and elements. Call it within IeeeMode.
 void launch_step(const StepArgs& args);
 
-// The ops on vectors, likewise. Where there are no terms, launch_project has nothing to do.
+// The ops on vectors and quantile_, likewise; of these only launch_quantile need be called within IeeeMode. Where there are no terms,
+// launch_project has nothing to do.
 void launch_project(const ProjectArgs& args);
 void launch_lift(const LiftArgs& args);
 void launch_edit(const EditArgs& args);
+void launch_quantile(const QuantileArgs& args);
 
 }  // namespace fastdiff

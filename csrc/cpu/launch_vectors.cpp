@@ -1,10 +1,14 @@
-// How project_, lift_ and edit_ are divided among threads. The fixed tree makes the result independent of it.
+// How project_, lift_, edit_ and quantile_ are divided among threads. The fixed tree makes the result independent of it; counts are
+// integers.
 #include <torch/csrc/stable/c/shim.h>
 
+#include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "../tensor.h"
 #include "launch.h"
+#include "search.h"
 
 namespace fastdiff {
 namespace {
@@ -58,6 +62,17 @@ void launch_project(const ProjectArgs& a) {
 void launch_lift(const LiftArgs& a) {
   constexpr int64_t kCached = 1 << 17;  // values of the vectors that stay in a cache for the next samples
   const Kernels& k = kernels();
+  std::vector<int32_t> vector(static_cast<size_t>(a.terms.count));
+  const std::unique_ptr<float[]> weight(new float[static_cast<size_t>(a.batch * a.terms.count)]);
+  const int shared = k.lift_shared(&a, vector.data(), weight.get());
+  if (shared >= 0) {
+    divide((a.numel + k.lift_slice - 1) / k.lift_slice, k.lift_slice * (shared + a.batch * (1 + shared / kFmaCost)),
+           [&](int64_t first, int64_t last) {
+             const std::unique_ptr<float[]> copy(new float[static_cast<size_t>(shared * k.lift_slice)]);
+             k.lift_slices(&a, vector.data(), weight.get(), shared, copy.get(), first, last);
+           });
+    return;
+  }
   const int64_t groups = (a.batch + kGroup - 1) / kGroup, terms = a.terms.count > 0 ? a.terms.count : 1;
   const int64_t most = kCached / terms < 128 ? 128 : kCached / terms / 128 * 128;
   const int64_t elements = share(a.numel, 128, most, groups);
@@ -84,6 +99,36 @@ void launch_edit(const EditArgs& a) {
     divide(part.batch * chunks, kChunk, [&](int64_t first, int64_t last) { k.squares(&part, sums.data(), first, last); });
     divide(part.batch * chunks, kChunk * (2 + a.terms.count),
            [&](int64_t first, int64_t last) { k.edit(&part, sums.data(), kChunk, first, last); });
+  }
+}
+
+// A sample to a thread, or pieces of one sample where there are more threads than samples.
+void launch_quantile(const QuantileArgs& given) {
+  constexpr int64_t kLeast = 1 << 14, kMost = int64_t{1} << 31;  // elements of a piece: worth its counts, which are 32 bits wide
+  const Kernels& k = kernels();
+  QuantileArgs a = given;
+  bool alike = true;
+  for (int i = 1; i < a.step.listed; ++i) alike &= a.step.in[i].groups == a.step.in[0].groups;
+  for (int i = 0; alike && i < a.step.listed; ++i) a.step.in[i].groups = 1, a.step.in[i].inner = a.step.numel;  // any order will do
+  const int64_t n = a.step.numel, cost = kPasses * (a.step.listed + 2);
+  int64_t piece = share(n, kLeast, kMost, a.step.batch);
+  if (current_grain() > 1 && piece < current_grain() / cost) piece = n < kMost ? n : kMost;  // too little for two threads
+  const int64_t pieces = (n + piece - 1) / piece;
+  if (pieces == 1) {
+    divide(a.step.batch, n * cost, [&](int64_t first, int64_t last) { k.quantile(&a, first, last); });
+    return;
+  }
+  std::vector<uint32_t> counts(static_cast<size_t>(pieces * 2 * kBins));
+  for (int64_t b = 0; b < a.step.batch; ++b) {
+    Search s(a);
+    for (int pass = 0; pass < kPasses; ++pass) {
+      std::fill(counts.begin(), counts.end(), 0);
+      divide(pieces, piece * cost / kPasses, [&](int64_t first, int64_t last) { k.count(&a, &s, pass, b, piece, first, last, counts.data()); });
+      int64_t total[2][kBins] = {};
+      for (int64_t i = 0; i < pieces * 2 * kBins; ++i) total[i / kBins % 2][i % kBins] += counts[static_cast<size_t>(i)];
+      advance(s, pass, total);
+    }
+    finish(a, b, s);
   }
 }
 

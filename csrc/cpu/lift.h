@@ -5,33 +5,35 @@
 
 namespace FASTDIFF_NAMESPACE {
 
-constexpr int kLiftSamples = Lane::kWidth == 16 ? 4 : Lane::kWidth == 8 ? 2 : 1;
-constexpr int kLiftVectors = 4;  // registers of elements
+// Samples and registers of elements of a tile, where a few samples have the same terms, and where all have.
+constexpr int kLiftSamples = Lane::kWidth == 16 ? 4 : Lane::kWidth == 8 ? 2 : 1, kLiftVectors = 4;
+constexpr int kSharedSamples = Lane::kWidth == 16 ? 8 : kLiftSamples, kSharedVectors = Lane::kWidth == 16 ? 3 : kLiftVectors;
+constexpr int kSlice = kSharedVectors * Lane::kWidth;
 
 struct LiftSpace {
   const float* vector[kMaxWeights];  // of each term that is there, its first element
   float weight[kMaxWeights * kLiftSamples];
 };
 
-// out[b] = sum of the terms at elements e, e + 1, ...: kE registers of each of kB samples.
+// out[b] = sum of the terms at elements e, e + 1, ...: kE registers of each of kB samples. weight: kB of each term.
 template <int kB, int kE>
-inline void lift_tile(const LiftSpace& w, int terms, int64_t e, float* const (&out)[kB]) {
+inline void lift_tile(const float* const* vector, const float* weight, int terms, int64_t e, float* const (&out)[kB]) {
   Lane::f sum[kB][kE];
   FD_UNROLL
   for (int b = 0; b < kB; ++b) {
     FD_UNROLL
     for (int i = 0; i < kE; ++i) sum[b][i] = Lane::set(-0.0f);
   }
-  for (int m = 0; m < terms; ++m) {
-    const float* v = w.vector[m] + e;
+  for (int m = 0; m < terms; ++m, weight += kB) {
+    const float* v = vector[m] + e;
     Lane::f value[kE];
     FD_UNROLL
     for (int i = 0; i < kE; ++i) value[i] = Lane::load_f32(v, i * Lane::kWidth);
     FD_UNROLL
     for (int b = 0; b < kB; ++b) {
-      const Lane::f weight = Lane::set(w.weight[m * kB + b]);
+      const Lane::f w = Lane::set(weight[b]);
       FD_UNROLL
-      for (int i = 0; i < kE; ++i) sum[b][i] = Lane::fma(weight, value[i], sum[b][i]);
+      for (int i = 0; i < kE; ++i) sum[b][i] = Lane::fma(w, value[i], sum[b][i]);
     }
   }
   Lane::nan seen = Lane::no_nan();
@@ -43,20 +45,20 @@ inline void lift_tile(const LiftSpace& w, int terms, int64_t e, float* const (&o
 }
 
 // Elements first .. last - 1 of kB samples that have the same terms.
-template <int kB>
-inline void lift_range(const LiftSpace& w, int terms, int64_t first, int64_t last, float* const (&out)[kB]) {
-  constexpr int64_t wide = kLiftVectors * Lane::kWidth;
+template <int kB, int kE>
+inline void lift_range(const float* const* vector, const float* weight, int terms, int64_t first, int64_t last, float* const (&out)[kB]) {
+  constexpr int64_t wide = kE * Lane::kWidth;
   int64_t e = first;
-  for (; e + wide <= last; e += wide) lift_tile<kB, kLiftVectors>(w, terms, e, out);
-  for (; e + Lane::kWidth <= last; e += Lane::kWidth) lift_tile<kB, 1>(w, terms, e, out);
+  for (; e + wide <= last; e += wide) lift_tile<kB, kE>(vector, weight, terms, e, out);
+  for (; e + Lane::kWidth <= last; e += Lane::kWidth) lift_tile<kB, 1>(vector, weight, terms, e, out);
   if (e < last && last - first >= Lane::kWidth) {
-    lift_tile<kB, 1>(w, terms, last - Lane::kWidth, out);  // some elements a second time
+    lift_tile<kB, 1>(vector, weight, terms, last - Lane::kWidth, out);  // some elements a second time
     return;
   }
   for (; e < last; ++e) {
     for (int b = 0; b < kB; ++b) {
       float sum = -0.0f;
-      for (int m = 0; m < terms; ++m) sum = fused(w.weight[m * kB + b], w.vector[m][e], sum);
+      for (int m = 0; m < terms; ++m) sum = fused(weight[m * kB + b], vector[m][e], sum);
       out[b][e] = canonical(sum);
     }
   }
@@ -112,10 +114,10 @@ inline void lift_block(const LiftArgs& a, LiftSpace& w, int64_t b0, int64_t b1, 
     if (together) {
       float* out[kLiftSamples];
       for (int i = 0; i < kLiftSamples; ++i) out[i] = at(b + i);
-      lift_range<kLiftSamples>(w, terms, first, last, out);
+      lift_range<kLiftSamples, kLiftVectors>(w.vector, w.weight, terms, first, last, out);
     } else if (flat) {
       float* const out[1] = {at(b)};
-      lift_range<1>(w, terms, first, last, out);
+      lift_range<1, kLiftVectors>(w.vector, w.weight, terms, first, last, out);
     } else {
       lift_gathered(a, w, terms, b, first, last);
     }
@@ -131,6 +133,68 @@ __attribute__((noinline)) inline void lift_units(const void* args, int64_t sampl
   for (int64_t unit = first; unit < last; ++unit) {
     const int64_t b = unit / ranges * samples, e = unit % ranges * elements;
     lift_block(a, w, b, b + samples < a.batch ? b + samples : a.batch, e, e + elements < a.numel ? e + elements : a.numel);
+  }
+}
+
+// Where all samples have the same terms: their vectors, in order, and the weights, side by side for the samples of a tile.
+// Returns how many terms they have, or -1 where samples differ. vector: (M), weight: (batch, M).
+__attribute__((noinline)) inline int lift_shared(const void* args, int32_t* vector, float* weight) {
+  const LiftArgs& a = *static_cast<const LiftArgs*>(args);
+  const Terms& t = a.terms;
+  if (a.out.groups != a.basis.groups || a.batch < kSharedSamples || kSharedSamples == 1) return -1;
+  int count = 0;
+  for (int m = 0; m < t.count; ++m) {
+    if (t.used(0, m)) vector[count++] = m;
+  }
+  for (int64_t b = 1; b < a.batch; ++b) {
+    const float* own = t.weight + b * t.weight_stride_b;
+    bool differs = false;
+    for (int m = 0; m < t.count; ++m) differs |= (own[m] != 0.0f) != (t.weight[m] != 0.0f);
+    if (differs) return -1;
+    for (int i = 0; i < count && t.index != nullptr; ++i) {
+      if (t.vector(b, vector[i]) != t.vector(0, vector[i])) return -1;
+    }
+  }
+  const int64_t tiled = a.batch / kSharedSamples * kSharedSamples;
+  for (int64_t b = 0; b < a.batch; ++b) {
+    const float* own = t.weight + b * t.weight_stride_b;
+    const int64_t step = b < tiled ? kSharedSamples : 1, first = b < tiled ? b / step * step : b;
+    float* to = weight + first * count + (b - first);
+    for (int i = 0; i < count; ++i) to[i * step] = own[vector[i]];
+  }
+  for (int i = 0; i < count; ++i) vector[i] = static_cast<int32_t>(t.vector(0, vector[i]));
+  return count;
+}
+
+// Slices first .. last - 1 of all samples, which have the same terms. What is read of the vectors is first copied to where it stands
+// side by side, in `copy` (terms, kSlice): gone through in order, again for every tile of samples.
+__attribute__((noinline)) inline void lift_slices(const void* args, const int32_t* vector, const float* weight, int terms, float* copy,
+                                                  int64_t first, int64_t last) {
+  const LiftArgs& a = *static_cast<const LiftArgs*>(args);
+  const float* at[kMaxWeights];
+  for (int m = 0; m < terms; ++m) at[m] = copy + m * kSlice;
+  for (int64_t slice = first; slice < last; ++slice) {
+    const int64_t from = slice * kSlice, count = from + kSlice < a.numel ? kSlice : a.numel - from;
+    for (int m = 0; m < terms; ++m) {
+      const float* v = static_cast<const float*>(a.basis.data) + vector[m] * a.basis.batch_stride + from;
+      if (count == kSlice) {
+        FD_UNROLL
+        for (int i = 0; i < kSharedVectors; ++i) Lane::store_f32(copy, m * kSlice + i * Lane::kWidth, Lane::load_f32(v, i * Lane::kWidth));
+      } else {
+        for (int64_t e = 0; e < count; ++e) copy[m * kSlice + e] = v[e];
+      }
+    }
+    float* const out = static_cast<float*>(a.out.data) + from;
+    int64_t b = 0;
+    for (; b + kSharedSamples <= a.batch; b += kSharedSamples) {
+      float* tile[kSharedSamples];
+      for (int i = 0; i < kSharedSamples; ++i) tile[i] = out + (b + i) * a.out.batch_stride;
+      lift_range<kSharedSamples, kSharedVectors>(at, weight + b * terms, terms, 0, count, tile);
+    }
+    for (; b < a.batch; ++b) {
+      float* const one[1] = {out + b * a.out.batch_stride};
+      lift_range<1, kSharedVectors>(at, weight + b * terms, terms, 0, count, one);
+    }
   }
 }
 

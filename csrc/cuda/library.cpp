@@ -1,7 +1,7 @@
 // fastdiff._C_cuda: the CUDA implementations of the ops whose schemas fastdiff._C defines. Arguments are checked as on
 // the CPU, except what stands in tensors on the device: the kernels clamp such indices and set a flag. Nothing here
 // waits for the device, and step_ and normal_ allocate nothing: they can be captured in a CUDA graph. So can edit_, whose sums of
-// chunks stand in memory of torch's allocator. project_ and lift_ are left to Triton.
+// chunks stand in memory of torch's allocator. project_, lift_ and quantile_ are left to Triton.
 #ifndef USE_CUDA
 #define USE_CUDA  // declares what libtorch has for CUDA in its stable headers
 #endif

@@ -15,7 +15,7 @@ factors (s_bk in ``fastdiff/reference/step.py``). Nothing waits for the device. 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Real
 
@@ -23,11 +23,13 @@ import numpy as np
 import torch
 
 from ..action import Acting, Setting
-from ..checks import dense
 from ..noise import unknown
-from ..plan import Plan, Row
+from ..plan import Plan
 from ..steering.amplify import Injecting
 from ..steering.window import fresh_name, per_sample, rows_in
+from .cfg_pp import Renoising
+from .products import Pair
+from .threshold import Thresholding
 from .travel import weights_of_input
 
 __all__ = ["Arithmetic", "apg", "cfg_rescale", "cfg_zero_star", "perp_neg"]
@@ -116,51 +118,6 @@ class Arithmetic:
         return self.method(setting, self.window, **self.options)
 
 
-# ---- inner products
-
-
-class _Pair:
-    """Two combinations of a row's tensors, in float32, and inner products of them.
-
-    slots: names of the tensors; rows: for each row of the plan the weights of the slots in the first and in the second, None
-    where neither is needed; "first" as a slot is the first combination of the last call. products: for the first, or for both,
-    what each is multiplied with: 0, 1, or MEAN, whose product with n elements is sqrt(n) times their mean.
-    """
-
-    MEAN = 2
-
-    def __init__(self, setting: Setting, slots: Sequence[str], rows: Sequence[tuple[Mapping, Mapping] | None],
-                 products: Sequence[Sequence[int]]):
-        size, shape, device = setting.size, setting.shape[1:], setting.device
-        made = Plan.from_rows([Row(d={}, y=row or ({}, {})) for row in rows], inputs=slots, outputs=("first", "second"))
-        self._slots = slots
-        self._coef, self._meta = (torch.from_numpy(t).to(device) for t in made.table())
-        self._all = torch.empty(2 * size + 1, *shape, device=device)  # the first of all samples, the second, what gives means
-        self._all[-1] = max(math.prod(shape), 1) ** -0.5
-        self.first = self._all[:size]
-        self._outputs = [self.first, self._all[size:-1]]
-        terms = max(map(len, products))
-        index = torch.zeros(len(products), size, terms, dtype=torch.int64, device="cpu")
-        weight = torch.zeros(len(products), size, terms, device="cpu")
-        for i, others in enumerate(products):
-            for m, j in enumerate(others):
-                index[i, :, m] = 2 * size if j == self.MEAN else j * size + torch.arange(size, device="cpu")
-                weight[i, :, m] = 1
-        self._index = index.flatten(0, 1).to(device)
-        self._weight = None if bool(weight.all()) else weight.flatten(0, 1).to(device)
-        self._gain = torch.ones(1, 2 * size + 1, device=device)
-        self._offset = torch.zeros_like(self._gain)
-        self._products = torch.empty(len(products), size, terms, device=device)
-
-    def __call__(self, row: int, given: Mapping[str, torch.Tensor], scale: torch.Tensor | None = None) -> torch.Tensor:
-        """(combinations, size, products) float32. scale: (size, slots) float32, factors of the weights."""
-        inputs = [dense(self.first if name == "first" else given[name]) for name in self._slots]
-        torch.ops.fastdiff.step_(inputs, self._outputs, None, self._coef, self._meta, None, row, None, scale, *(None,) * 7)
-        torch.ops.fastdiff.project_(self._products.flatten(0, 1), self._all[: len(self._index)], self._all, self._index,
-                                    self._gain, self._offset, self._weight, None, 0)
-        return self._products
-
-
 # ---- plans
 
 
@@ -197,6 +154,12 @@ class _Arithmetic(Acting):
             raise ValueError(f"the plan ({plan.name!r}) has no guidance: one from plan.with_guidance(w), whose model returns "
                              "(conditional, unconditional), is taken, or classifier_free with one scale for all samples before "
                              "this in steering")
+        if any(isinstance(acting, Renoising) for acting in setting.acting):
+            raise ValueError("cfg_pp stands before this in steering: the factors of cfg_rescale, cfg_zero_star, apg and perp_neg "
+                             "would act on the unconditional noise too, and are not taken together with it")
+        if any(isinstance(acting, Thresholding) for acting in setting.acting):
+            raise ValueError("dynamic_threshold stands before guidance arithmetic in steering, which acts on the model's outputs: "
+                             "put it after")
         self.earlier = [acting for acting in setting.acting if isinstance(acting, _Arithmetic)]
         if self.earlier and not isinstance(self, _Rescale):
             raise ValueError("one of cfg_zero_star, apg and perp_neg is taken, and cfg_rescale after it")
@@ -254,7 +217,7 @@ class _Rescale(_Arithmetic):
         self._check_acts()
         rows = [({"cond": 1.0}, {name: float(weights[name][r] / self.whole[r]) for name in self.parts}) if acts else None
                 for r, acts in enumerate(self.acts)]
-        self._pair = _Pair(setting, ("cond", *self.parts), rows, [(0, _Pair.MEAN), (1, _Pair.MEAN)])
+        self._pair = Pair(setting, ("cond", *self.parts), rows, [(0, Pair.MEAN), (1, Pair.MEAN)])
         self._one = torch.ones(setting.size, device=setting.device)
 
     def select(self, index):
@@ -288,7 +251,7 @@ class _ZeroStar(_Arithmetic):
         self._check_acts()
         self._unread = 0 if setting.acting else sum(name not in ("x", *plan.outputs) for name in plan.inputs)
         rows = [({"uncond": 1.0}, {"out": 1.0}) if acts else None for acts in self.acts]
-        self._pair = _Pair(setting, ("out", "uncond"), rows, [(0, 1)])
+        self._pair = Pair(setting, ("out", "uncond"), rows, [(0, 1)])
 
     def outputs(self, run, evaluate):
         if self._zero[run.row] and self._unread:
@@ -347,7 +310,7 @@ class _Projected(_Arithmetic):
 
         self.parts += tuple(name for name in (self._momentum, self._own) if name)
         self.plan = _rewritten(plan, change, *self.parts[2:])
-        self._pair = _Pair(setting, tuple(slots), rows, [(0, 1), (1,)])
+        self._pair = Pair(setting, tuple(slots), rows, [(0, 1), (1,)])
 
     def outputs(self, run, evaluate):
         more = () if self._momentum is None else (self._pair.first,)
@@ -398,7 +361,7 @@ class _PerpNeg(_Arithmetic):
         self._negative, self.parts = negative, (*self.parts, negative)
         self.plan = _rewritten(self.plan, change, negative)
         rows = [({"out": 1.0, "uncond": -1.0}, {negative: 1.0, "uncond": -1.0}) if acts else None for acts in self.acts]
-        self._pair = _Pair(setting, self.parts, rows, [(0, 1)])
+        self._pair = Pair(setting, self.parts, rows, [(0, 1)])
 
     def _multiply(self, row, given, scale):
         w, s = float(self.w[row]), self._here["neg_scale"]

@@ -15,10 +15,12 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["BASIS", "VALUES", "Brownian", "Call", "Draw", "NotLinear", "Signature", "Watch", "read", "vector"]
+__all__ = ["BASIS", "TOLERANCE", "VALUES", "Brownian", "Call", "Clip", "Draw", "NotLinear", "Signature", "Watch", "read",
+           "thresholds_by_quantile", "vector"]
 
 BASIS, CHECKS = 32, 17  # places for basis vectors, and for checks: the first of these is 0 in all inputs
 LENGTH = BASIS + CHECKS
+TOLERANCE = 2e-5  # many schedulers compute in float32, and difference large numbers
 _DRAWS = {torch.randn: "randn", torch.randn_like: "randn_like"}
 _OTHER_DRAWS = {
     torch.rand,
@@ -69,6 +71,19 @@ class Call(NamedTuple):
     plain: tuple[tuple[str, object], ...]
     generator: bool | None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.tensors)
+
+    @property
+    def time(self):
+        return next(value for name, _, value in self.times if name == "timestep")
+
+    def at(self, time) -> Call:
+        """The call with another timestep."""
+        times = tuple((name, kind, time if name == "timestep" else value) for name, kind, value in self.times)
+        return self._replace(times=times)
+
     def arguments(self, given: torch.Generator, dtypes, size: float) -> dict:
         """What the scheduler's step is called with; dtypes, size: of the tensors."""
         arguments = {name: vector(k, self.ndim, dtype, size) for k, ((name, _), dtype) in enumerate(zip(self.tensors, dtypes))}
@@ -91,6 +106,17 @@ class Draw(NamedTuple):
     between: tuple | None = None
 
 
+class Clip(NamedTuple):
+    """slot: of what is clipped, once it is; before: its coefficients (BASIS,), and then what it is on the checks; lo, hi: bounds.
+    quantile: of dynamic thresholding, d = clip(d, -s, s) / s, s this quantile of |d| limited to lo and hi."""
+
+    slot: int
+    before: np.ndarray
+    lo: float
+    hi: float
+    quantile: float | None = None
+
+
 class Watch(TorchFunctionMode):
     """Replaces what the step draws, and a static clip's result, by basis vectors."""
 
@@ -100,7 +126,7 @@ class Watch(TorchFunctionMode):
         self.shape = (*(1,) * (ndim - 1), LENGTH)
         self.draws: list[Draw] = []
         self.noise_slots: list[int] = []
-        self.clip = None  # slot, coefficients of what is clipped, lo, hi
+        self.clip: Clip | None = None
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -137,11 +163,35 @@ class Watch(TorchFunctionMode):
         if any(b is None or isinstance(b, torch.Tensor) and b.numel() != 1 for b in bounds):
             return out
         slot, self.next = self.next, self.next + 1
-        self.clip = (slot, read(args[0]), float(bounds[0]), float(bounds[1]))
+        self.clip = Clip(slot, read(args[0]), float(bounds[0]), float(bounds[1]))
         out = out.clone()
         out.reshape(-1)[:BASIS] = 0
         out.reshape(-1)[slot] = self.size
         return out
+
+
+    def threshold(self, config):
+        """What stands for a scheduler's ``_threshold_sample``: the result is one more basis vector."""
+
+        def threshold_sample(sample):
+            if self.clip is not None or tuple(sample.shape) != self.shape:
+                raise NotLinear("it thresholds more than one estimate")
+            slot, self.next = self.next, self.next + 1
+            most, ratio = float(config["sample_max_value"]), float(config["dynamic_thresholding_ratio"])
+            self.clip = Clip(slot, read(sample), 1.0, most, ratio)
+            return vector(slot, self.ndim, sample.dtype, self.size)
+
+        return threshold_sample
+
+
+def thresholds_by_quantile(scheduler) -> bool:
+    """Whether a scheduler thresholds as Saharia et al. (arXiv:2205.11487) do: looked at on two samples of 42 numbers."""
+    config = scheduler.config
+    d = torch.from_numpy(VALUES[1:3, BASIS:].repeat(3, 1)[:, :42]).reshape(2, 3, 2, 7).float()
+    s = torch.quantile(d.abs().flatten(1), config["dynamic_thresholding_ratio"], dim=1).clamp(1, config["sample_max_value"])
+    s = s.view(2, 1, 1, 1)
+    expected = torch.maximum(torch.minimum(d, s), -s) / s
+    return torch.allclose(scheduler._threshold_sample(d), expected, rtol=1e-6, atol=1e-6)
 
 
 def _caller() -> str | None:

@@ -41,12 +41,12 @@ import torch
 from tqdm.auto import tqdm
 
 from ..checks import FLOATS
-from ..noise import unknown
+from ..noise import default_seeds, unknown
 from ..ops import BACKENDS
 from ..samplers.stage import Noise
 from .comfy_plans import FUNCTIONS, LAST_OF_UNIPC, NotFused, levels_of, made
 from .comfy_stages import BASE, UNCOND
-from .k_runs import NOISES, Run, as_answer
+from .k_runs import NOISES, Run, as_answer, checked_arguments, number
 
 __all__ = [*(f"sample_{name}" for name in FUNCTIONS), "NOISES", "draws", "listed", "register"]
 
@@ -64,9 +64,13 @@ def _original(name: str):
 
 def _model_sampling(model, spec):
     """The model's sampling where the function looks at it: of the patcher, or of the model itself."""
-    if spec.frame == "snr" and spec.stages != "lcm":
-        return model.inner_model.model_patcher.get_model_object("model_sampling")
-    return model.inner_model.inner_model.model_sampling if spec.flow or spec.stages == "lcm" else None
+    try:
+        if spec.frame == "snr" and spec.stages != "lcm":
+            return model.inner_model.model_patcher.get_model_object("model_sampling")
+        return model.inner_model.inner_model.model_sampling if spec.flow or spec.stages == "lcm" else None
+    except AttributeError as missing:
+        raise TypeError(f"model is {type(model).__name__}: one of ComfyUI's is taken, which leads to its model_sampling "
+                        f"({missing})") from None
 
 
 # ---- the calls
@@ -109,10 +113,10 @@ class _Call:
         self.name, self.noise = _switched(name, given), noise
         self.spec = FUNCTIONS[self.name]
         self.model, self.x = given["model"], given[self.spec.latent]
-        self.extra_args = dict(given["extra_args"] or {})
+        self.extra_args = dict(checked_arguments(given["extra_args"]))
         self.callback, self.disable = given["callback"], given["disable"]
         self.noise_sampler = given.get("noise_sampler")
-        _check(self.x)
+        _check(self.model, self.x, given.get("sigmas", self.x), callback=self.callback, noise_sampler=self.noise_sampler)
         sampling = _model_sampling(self.model, self.spec)
         flow = sampling is not None and isinstance(sampling, _comfy("model_sampling").CONST)
         if flow and self.spec.flow:
@@ -124,7 +128,7 @@ class _Call:
         self.sigmas, self.grid = self._levels(given, sampling)
         options = {key: given[key] for key in self.spec.parameters if key in given and key != "noise_sampler"}
         for key in {"s_tmin", "s_tmax"} & options.keys():  # compared as torch compares a number with sigmas: in their dtype
-            options[key] = torch.tensor(options[key], dtype=torch.float64).to(self.sigmas.dtype).item()
+            options[key] = torch.tensor(number(key, options[key]), dtype=torch.float64, device="cpu").to(self.sigmas.dtype).item()
         options = self.spec.options(options)
         if "tau_func" in options:
             options |= self._strength(options.pop("tau_func"), sampling)
@@ -234,10 +238,8 @@ class _Call:
     # ---- noise, in ComfyUI's order
 
     def _seeds(self):
-        seed = self.extra_args.get("seed")
-        if self.noise == "torch" or not self.made.plan.noises:
-            return 0
-        return torch.randint(0, 2**63 - 1, ()).item() if seed is None else seed
+        draws = self.noise != "torch" and self.made.plan.noises > 0
+        return default_seeds(self.extra_args.get("seed") if draws else None, draws)
 
     def _noise_sampler(self):
         if self.spec.noise == "like":
@@ -297,9 +299,17 @@ def _switched(name: str, given: dict) -> str:
     return name
 
 
-def _check(x) -> None:
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"x is {type(x).__name__}: a tensor is taken")
+def _check(model, x, sigmas, **functions) -> None:
+    if not callable(model):
+        raise TypeError(f"model is {type(model).__name__}: something that can be called as model(x, sigma) is taken")
+    for name, value in (("x", x), ("sigmas", sigmas)):
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"{name} is {type(value).__name__}: a tensor is taken")
+    if sigmas is not x and (sigmas.ndim != 1 or not sigmas.is_floating_point()):
+        raise ValueError(f"sigmas is {sigmas.dtype} of shape {tuple(sigmas.shape)}: floats (steps + 1,) are taken")
+    for name, value in functions.items():
+        if value is not None and not callable(value):
+            raise TypeError(f"{name} is {type(value).__name__}: something that can be called is taken")
     if x.dtype not in FLOATS or x.layout != torch.strided or x.ndim < 2 or x.device.type not in BACKENDS:
         raise NotFused(f"x is {x.dtype} of shape {tuple(x.shape)} on {x.device}")
 
@@ -335,7 +345,10 @@ def listed() -> dict:
 
 
 def draws(name: str) -> bool:
-    """Whether the sampler of a name in ComfyUI's list takes ``noise``: whether it may draw any."""
+    """Whether the sampler of a name in ComfyUI's list takes ``noise``: whether it may draw any. Raises ``ValueError`` for a name
+    that is not known."""
+    if _UNIPC.get(name, name) not in FUNCTIONS:
+        raise ValueError(unknown("sampler", name, [*FUNCTIONS, *_UNIPC]))
     return FUNCTIONS[_UNIPC.get(name, name)].noise is not None
 
 
@@ -350,8 +363,11 @@ def _dpm_fast(model, x, sigmas, extra_args=None, callback=None, disable=None, **
 def register(prefix: str = PREFIX) -> list[str]:
     """Adds the fused samplers to ComfyUI's list, ``prefix`` before each name; returns the names. Once more changes nothing.
 
-    They are then in every node that offers samplers: KSampler, KSamplerSelect, SamplerCustom.
+    They are then in every node that offers samplers: KSampler, KSamplerSelect, SamplerCustom. Raises ``ValueError`` for an empty
+    prefix: ComfyUI's own stay what they are.
     """
+    if not isinstance(prefix, str) or not prefix:
+        raise ValueError(f"prefix is {prefix!r}: text that sets the names apart from ComfyUI's own is taken")
     samplers, sampling = _comfy("samplers"), _comfy("k_diffusion.sampling")
     names = []
     for name, function in listed().items():

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..action import Acting, Action, Setting
-from ..noise import as_seeds, unknown
+from ..action import Acting, Action, Setting, checked_output
+from ..noise import as_seeds, default_seeds, unknown
 from ..plan import Plan
 from ..sample import Progress, sample
 from ..samplers.assemble import assemble
@@ -119,32 +119,35 @@ def ablation_sampler(
         if value not in _CHOICES[name]:
             raise ValueError(unknown(name, value, _CHOICES[name]))
     _check_run(net, latents, randn_like, noise)
-    if isinstance(num_steps, bool) or not hasattr(num_steps, "__index__") or num_steps < 2:
-        raise ValueError(f"num_steps is {num_steps!r}: an int of 2 or more is taken")
-    num_steps = num_steps.__index__()
-    _check_numbers(rho=rho, epsilon_s=epsilon_s, alpha=alpha, C_1=C_1, M=M, positive=True)
+    num_steps, M = _whole("num_steps", num_steps, 2), _whole("M", M, 1)
+    _check_numbers(rho=rho, epsilon_s=epsilon_s, alpha=alpha, C_1=C_1, positive=True)
     _check_numbers(S_churn=S_churn, S_min=S_min, S_noise=S_noise, C_2=C_2)
-    if not S_min <= S_max:
-        raise ValueError(f"S_min is {S_min!r}, S_max is {S_max!r}: S_min <= S_max is taken")
+    if not is_number(S_max) or not S_min <= S_max:
+        raise ValueError(f"S_min is {S_min!r}, S_max is {S_max!r}: numbers with S_min <= S_max are taken")
     if alpha > 1 or epsilon_s >= 1:
         raise ValueError(f"alpha is {alpha!r}, epsilon_s is {epsilon_s!r}: 0 < alpha <= 1 and 0 < epsilon_s < 1 are taken")
     low, high = _range(net, discretization, sigma_min, sigma_max, epsilon_s)
     beta = _beta(low, high, epsilon_s)
-    levels = _levels(discretization, num_steps, low, high, rho, epsilon_s, beta, (int(M), C_1, C_2))
+    levels = _levels(discretization, num_steps, low, high, rho, epsilon_s, beta, (M, C_1, C_2))
     gamma = min(S_churn / num_steps, math.sqrt(2) - 1)
     levels, hats = _rounded(net, latents.device, levels, gamma, S_min, S_max)
     weights = [S_noise * math.sqrt(max(hat**2 - level**2, 0.0)) for hat, level in zip(hats, levels)]
-    seeds = seeds_of(seeds, noise, len(latents))
+    seeds, steering = seeds_of(seeds, noise, len(latents)), listed(steering)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback is {type(callback).__name__}: something that can be called is taken")
 
     start = latents.to(torch.float64) * levels[0]
     draws = []
     if noise == "torch":
         like = torch.empty_like(latents, dtype=torch.float64)  # a draw in float64 differs from one in float32
-        draws = [_Draws(lambda: randn_like(like))]
-        start += weights[0] * randn_like(like)
+        def draw():
+            return checked_output(randn_like(like), like.shape, "randn_like")
+
+        draws = [_Draws(draw)]
+        start += weights[0] * draw()
     plan = _plan(levels, hats, weights, noise == "torch", solver, _curve(schedule, scaling, *beta), alpha)
     return sample(_Denoiser(net, class_labels), plan, tuple(latents.shape), seeds, device=latents.device, init=start,
-                  steering=[*listed(steering), *draws], progress=False, callback=callback)
+                  steering=[*steering, *draws], progress=False, callback=callback)
 
 
 # ---- what is taken
@@ -164,18 +167,26 @@ def _check_run(net, latents, randn_like, noise) -> None:
         raise ValueError(unknown("noise", noise, NOISES))
 
 
+def _whole(name: str, value, least: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
+        raise ValueError(f"{name} is {value!r}: an int of {least} or more is taken")
+    return value.__index__()
+
+
+def is_number(value) -> bool:
+    one = isinstance(value, torch.Tensor) and value.ndim == 0 and not value.is_complex() and value.dtype != torch.bool
+    return one or isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+
+
 def _check_numbers(positive: bool = False, **numbers) -> None:
     for name, value in numbers.items():
-        number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or value < 0 or (positive and value == 0):
+        if not is_number(value) or not math.isfinite(value) or value < 0 or (positive and value == 0):
             raise ValueError(f"{name} is {value!r}: a finite number {'> 0' if positive else 'of 0 or more'} is taken")
 
 
 def seeds_of(seeds, noise: str, batch: int) -> torch.Tensor:
     """(B,) int64 on the CPU; None: from torch's default generator where noise is "philox", else 0, 1, ...."""
-    if seeds is None:
-        seeds = int(torch.randint(0, 2**63 - 1, (), device="cpu")) if noise == "philox" else 0
-    return as_seeds(seeds, batch)
+    return as_seeds(default_seeds(seeds, noise == "philox"), batch)
 
 
 def listed(steering) -> Sequence[Action]:
@@ -196,6 +207,9 @@ def _range(net, discretization, low, high, epsilon_s) -> tuple[float, float]:
     bounds = {"vp": (vp.sigma(epsilon_s), vp.sigma(1.0)), "ve": (0.02, 100), "iddpm": (0.002, 81), "edm": (0.002, 80)}
     least, most = bounds[discretization]
     given = low, high
+    for name, value in (("sigma_min", low), ("sigma_max", high)):
+        if value is not None and not is_number(value):
+            raise TypeError(f"{name} is {value!r}: a number is taken, or None")
     low = max(float(least if low is None else low), float(net.sigma_min))
     high = min(float(most if high is None else high), float(net.sigma_max))
     if not 0 < low < high < math.inf:
@@ -332,6 +346,16 @@ def with_noise_given(plan: Plan) -> Plan:
 # ---- the run
 
 
+def answer_of(who: str, network, x, *args, **kwargs):
+    """network(x, ...). Raises ``RuntimeError`` where it writes into x, a buffer of the run that a row has yet to read. torch counts
+    no writes into inference tensors."""
+    before = None if x.is_inference() else x._version
+    answer = network(x, *args, **kwargs)
+    if before is not None and x._version != before:
+        raise RuntimeError(f"{who} wrote into x, which the step has yet to read: one that returns a new tensor is taken")
+    return answer
+
+
 class _Denoiser(torch.nn.Module):
     """The network as a plan's model. A module, so that steering finds the network's blocks in it."""
 
@@ -340,7 +364,7 @@ class _Denoiser(torch.nn.Module):
         self.net, self.class_labels = net, class_labels
 
     def forward(self, x, sigma):
-        denoised = self.net(x, sigma, self.class_labels)
+        denoised = answer_of("net", self.net, x, sigma, self.class_labels)
         return denoised.float() if isinstance(denoised, torch.Tensor) and denoised.dtype == torch.float64 else denoised
 
 

@@ -16,7 +16,6 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,16 +23,12 @@ import torch
 from ..action import Acting, Action, Actions, Setting, checked_output
 from ..noise import checked_shape, randn, stream_id, unknown
 from ..ops import checked_device
-from ..plan import Plan, Row, plan
-from ..samplers.stage import Noise
-from ..schedules import VP
+from ..plan import Plan, Row
 from ..stepper import Stepper
-from .edm import NOISES, listed, seeds_of, with_noise_given
+from .edm import NOISES, answer_of, is_number, listed, seeds_of, with_noise_given
+from .guided_plans import Diffusion, plan_of, read, tables
 
 __all__ = ["ddim_sample_loop", "ddim_sample_loop_progressive", "fuse", "p_sample_loop", "p_sample_loop_progressive"]
-
-_MEANS = {"EPSILON": "epsilon", "START_X": "sample"}
-_VARIANCES = ("FIXED_SMALL", "FIXED_LARGE", "LEARNED", "LEARNED_RANGE")
 
 
 def p_sample_loop(diffusion, model, shape, noise=None, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None,
@@ -101,7 +96,7 @@ def fuse(diffusion, noise: str = "torch", seeds=None, steering: Sequence[Action]
     """
     if noise not in NOISES:
         raise ValueError(unknown("noise", noise, NOISES))
-    _read(diffusion)
+    read(diffusion)
     parent = getattr(type(diffusion), "_fastdiff_parent", type(diffusion))
     fused = object.__new__(_fused_class(parent))
     fused.__dict__.update(diffusion.__dict__)
@@ -139,8 +134,8 @@ def _method(original: Callable, function: Callable) -> Callable:
 
 def _check_steps(diffusion) -> None:
     """Raises unless the class's own steps are those of the rows, at three timesteps: t, sample and estimate."""
-    T, learned = len(diffusion.betas), _read(diffusion).variance.startswith("LEARNED")
-    x = torch.linspace(-2, 2, 96).view(2, 3, 4, 4)
+    T, learned = len(diffusion.betas), read(diffusion).variance.startswith("LEARNED")
+    x = torch.linspace(-2, 2, 96, device="cpu").view(2, 3, 4, 4)
 
     def model(x, t):
         out = torch.sin(3 * x + t.view(-1, 1, 1, 1))
@@ -149,84 +144,15 @@ def _check_steps(diffusion) -> None:
     for sampler, name in (("ddpm", "p_sample"), ("ddim", "ddim_sample")):
         for t in sorted({0, T // 2, T - 1}):
             with torch.random.fork_rng(devices=[]), torch.no_grad():
-                torch.manual_seed(t)
-                theirs = getattr(diffusion, name)(model, x, torch.tensor([t, t]))
-                torch.manual_seed(t)
+                torch.default_generator.manual_seed(t)  # torch.manual_seed would seed GPUs too
+                theirs = getattr(diffusion, name)(model, x, torch.tensor([t, t], device="cpu"))
+                torch.default_generator.manual_seed(t)
                 ours = next(_dicts(_loop(sampler, diffusion, model, x.shape, kept=True, noise=x, first=T - 1 - t)))
             for key in ("sample", "pred_xstart"):
                 off = float((theirs[key] - ours[key]).norm() / theirs[key].norm())
                 if not off < 1e-3:
                     raise ValueError(f"{type(diffusion).__name__}.{name} is not guided-diffusion's: at t = {t} its {key} is "
                                      f"another, by {off:.3g} of its norm, and cannot be fused")
-
-
-# ---- what a diffusion says
-
-
-class _Diffusion(NamedTuple):
-    """mean: the plan's prediction; variance: the type's name; betas: (T,) float64, as bytes; times: (T,), what the model is given
-    for each t; whole: as int64, else as float32."""
-
-    mean: str
-    variance: str
-    betas: bytes
-    times: tuple[float, ...]
-    whole: bool
-
-
-def _read(diffusion) -> _Diffusion:
-    missing = [name for name in ("betas", "model_mean_type", "model_var_type") if not hasattr(diffusion, name)]
-    if missing:
-        raise TypeError(f"diffusion is {type(diffusion).__name__}, without {', '.join(missing)}: a GaussianDiffusion is taken")
-    mean, variance = (getattr(kind, "name", str(kind)) for kind in (diffusion.model_mean_type, diffusion.model_var_type))
-    if mean not in _MEANS:
-        raise ValueError(f"model_mean_type is {mean}: EPSILON or START_X is taken; for PREVIOUS_X the class's own loop serves")
-    if variance not in _VARIANCES:
-        raise ValueError(f"model_var_type is {variance}: {', '.join(_VARIANCES)} is taken")
-    betas = np.asarray(diffusion.betas, dtype=np.float64)
-    times = torch.as_tensor(getattr(diffusion, "timestep_map", range(len(betas))), device="cpu")
-    if len(times) != len(betas):
-        raise ValueError(f"timestep_map has {len(times)} entries, betas has {len(betas)}: one for each timestep is taken")
-    scaled = bool(getattr(diffusion, "rescale_timesteps", False))
-    if scaled:
-        times = times.float() * (1000.0 / getattr(diffusion, "original_num_steps", len(betas)))
-    return _Diffusion(_MEANS[mean], variance, betas.tobytes(), tuple(times.tolist()), not scaled)
-
-
-class _Tables(NamedTuple):
-    """By t: abar_t; the fixed variance of p(x_{t-1} | x_t); and of a learned one, e^b and a with sqrt(Sigma) = e^b e^(a v)."""
-
-    abar: np.ndarray
-    variance: np.ndarray
-    spread: np.ndarray
-    rate: np.ndarray
-
-
-@functools.lru_cache(maxsize=8)
-def _tables(betas: bytes, variance: str) -> _Tables:
-    """LEARNED: v = ln Sigma. LEARNED_RANGE: ln Sigma = f ln beta + (1 - f) ln beta~, f = (v + 1) / 2 (Nichol & Dhariwal 2021,
-    eq. 15), where beta~_t = beta_t (1 - abar_{t-1}) / (1 - abar_t), and at t = 0, where that is 0, its neighbour."""
-    beta = np.frombuffer(betas)
-    abar = np.cumprod(1 - beta)
-    posterior = beta * (1 - np.append(1.0, abar[:-1])) / (1 - abar)
-    clipped = np.append(posterior[1], posterior[1:])
-    fixed = np.append(posterior[1], beta[1:]) if variance == "FIXED_LARGE" else posterior
-    if variance == "LEARNED_RANGE":
-        return _Tables(abar, fixed, (beta * clipped) ** 0.25, np.log(beta / clipped) / 4)
-    return _Tables(abar, fixed, np.ones_like(beta), np.full_like(beta, 0.5))
-
-
-@functools.lru_cache(maxsize=16)
-def _plan(betas: bytes, times: tuple, prediction: str, variance: str, sampler: str, clip: bool, eta: float) -> Plan:
-    """The loop as rows; without noise where its variance is learned: see `_Beside`."""
-    schedule, T = VP(np.frombuffer(betas), "guided_diffusion"), len(betas) // 8
-    options = {"eta": eta} if sampler == "ddim" else {"variance": "fixed_large" if variance == "FIXED_LARGE" else "fixed_small"}
-    made = plan(sampler, schedule=schedule, timesteps=np.arange(T)[::-1], prediction=prediction, start="latent",
-                clip_denoised=(-1.0, 1.0) if clip else None, **options)
-    rows = [replace(row, time=float(time)) for row, time in zip(made.rows[1:], reversed(times))]  # row 0 only copies the start
-    if sampler == "ddpm" and variance.startswith("LEARNED"):
-        rows = [replace(row, y=({s: c for s, c in row.y[0].items() if not isinstance(s, Noise)},)) for row in rows]
-    return Plan.from_rows(rows, inputs=made.inputs, outputs=made.outputs, name=sampler, info=made.info)
 
 
 # ---- the loop
@@ -237,14 +163,15 @@ def _loop(sampler, diffusion, model, shape, *, kept, noise=None, clip_denoised=T
           first=0) -> Iterator[Stepper]:
     """Checks everything, and returns a generator over the run after each step. kept: whether its estimate is kept; first: the
     row to begin with."""
-    about, shape = _read(diffusion), checked_shape(shape, 2)
+    about, shape = read(diffusion), checked_shape(shape, 2)
     _check(model, shape, noise, denoised_fn, cond_fn, model_kwargs, eta, noise_mode)
     device = checked_device(_device(model, noise, device))
     network = _Network(model, about, shape, denoised_fn, dict(model_kwargs or {}), device)
     seeds = seeds_of(seeds, noise_mode, shape[0])
     prediction = "sample" if denoised_fn else about.mean
-    made = _plan(about.betas, about.times, prediction, about.variance, sampler, bool(clip_denoised), float(eta))
-    actions = [*listed(steering), _Beside(network, about, sampler, cond_fn, noise_mode == "torch", kept)]
+    made = plan_of(about.betas, about.times, prediction, about.variance, sampler, bool(clip_denoised), float(eta))
+    like = _drawn_like(shape, noise, device) if noise_mode == "torch" else None
+    actions = [*listed(steering), _Beside(network, about, sampler, cond_fn, like, kept)]
 
     @torch.no_grad()
     def begun(acting: Actions) -> Stepper:
@@ -293,7 +220,9 @@ def _check(model, shape, noise, denoised_fn, cond_fn, model_kwargs, eta, noise_m
             raise TypeError(f"{name} is {type(value).__name__}: something that can be called is taken")
     if model_kwargs is not None and not isinstance(model_kwargs, dict):
         raise TypeError(f"model_kwargs is {type(model_kwargs).__name__}: a dict is taken")
-    if isinstance(eta, bool) or not isinstance(eta, (int, float)) or not 0 <= eta < math.inf:
+    if not all(isinstance(name, str) for name in model_kwargs or ()):
+        raise TypeError(f"model_kwargs holds {list(model_kwargs)!r}: a dict of further arguments of the model, by name, is taken")
+    if not is_number(eta) or not 0 <= eta < math.inf:
         raise ValueError(f"eta is {eta!r}: a finite number of 0 or more is taken")
     if noise_mode not in NOISES:
         raise ValueError(unknown("noise_mode", noise_mode, NOISES))
@@ -302,6 +231,13 @@ def _check(model, shape, noise, denoised_fn, cond_fn, model_kwargs, eta, noise_m
                         "is drawn")
     if noise is not None and tuple(noise.shape) != shape:
         raise ValueError(f"noise has shape {tuple(noise.shape)}: {shape} is taken")
+
+
+def _drawn_like(shape, noise, device) -> torch.Tensor:
+    """What torch draws like: the latent as the original has it, in the strides of noise, and in float64 where that is."""
+    if noise is None:
+        return torch.empty(shape, device=device)
+    return torch.empty_like(noise, dtype=torch.float64 if noise.dtype == torch.float64 else torch.float32, device=device)
 
 
 def _device(model, noise, device):
@@ -321,7 +257,7 @@ class _Network(torch.nn.Module):
     is made here and is what the plan takes as the output.
     """
 
-    def __init__(self, model, about: _Diffusion, shape, denoised_fn, arguments, device):
+    def __init__(self, model, about: Diffusion, shape, denoised_fn, arguments, device):
         super().__init__()
         self.model, self.arguments, self.denoised_fn, self._whole = model, arguments, denoised_fn, about.whole
         self.values: torch.Tensor | None = None
@@ -339,7 +275,7 @@ class _Network(torch.nn.Module):
         return time.long() if self._whole else time
 
     def forward(self, x, time):
-        out = self.model(x, self.time(time), **self.arguments)
+        out = answer_of("the model", self.model, x, self.time(time), **self.arguments)
         if self._twice is not None:
             out, self.values = checked_output(out, (len(x), *self._twice)).split(self._channels, 1)
         if self.denoised_fn is None:
@@ -347,21 +283,22 @@ class _Network(torch.nn.Module):
         if self._from is not None:
             t = torch.searchsorted(self._times, time.contiguous())
             out = self._from[0, t] * x + self._from[1, t] * out
-        return self.denoised_fn(out)
+        return checked_output(self.denoised_fn(out), x.shape, "denoised_fn")
 
 
 class _Beside(Acting):
     """What a row reads beside the model's output, made in the original's order, and what it writes beside the next base.
 
+    like: what torch draws like, None where it does not draw.
     Inputs: "noise", drawn by torch at every step; "grad", of cond_fn. A learned variance Sigma = (e^b e^(a v))^2 is a tensor and
     so no coefficient: in place of both there is "added" = e^(a v) (n + e^b e^(a v) grad), with the weight e^b. Output:
     "denoised", the estimate, where it is kept. The last of the actions, so that it sees the rows as they will be.
     """
 
-    def __init__(self, network: _Network, about: _Diffusion, sampler, cond_fn, by_torch: bool, kept: bool):
-        self._network, self._sampler, self._cond_fn, self._torch, self._kept = network, sampler, cond_fn, by_torch, kept
+    def __init__(self, network: _Network, about: Diffusion, sampler, cond_fn, like: torch.Tensor | None, kept: bool):
+        self._network, self._sampler, self._cond_fn, self._like, self._kept = network, sampler, cond_fn, like, kept
         self._learned = sampler == "ddpm" and about.variance.startswith("LEARNED")
-        self._tables, self._of = _tables(about.betas, about.variance), {time: t for t, time in enumerate(about.times)}
+        self._tables, self._of = tables(about.betas, about.variance), {time: t for t, time in enumerate(about.times)}
         self._keys = None
 
     def begin(self, setting: Setting) -> Acting:
@@ -373,7 +310,7 @@ class _Beside(Acting):
             rows = [self._written(row, t) for row, t in zip(made.rows, self._t)]
             self.plan = Plan.from_rows(rows, inputs=(*made.inputs, *own), outputs=made.outputs + ("denoised",) * self._kept,
                                        ring=made.ring, bank=made.bank, name=made.name, info=made.info)
-        if self._torch:
+        if self._like is not None:
             self.plan = with_noise_given(self.plan)
         self._inputs = self.plan.inputs[len(made.inputs) :]
         return self
@@ -405,12 +342,12 @@ class _Beside(Acting):
     def _gradient(self, run, t):
         if self._cond_fn is None:
             return None
-        gradient = self._cond_fn(run.x.detach(), self._network.time(run.time), **self._network.arguments)
+        gradient = answer_of("cond_fn", self._cond_fn, run.x.detach(), self._network.time(run.time), **self._network.arguments)
         return checked_output(gradient, run.x.shape, "cond_fn").float()
 
     def _noise(self, run, t):
-        if self._torch:
-            return torch.randn_like(run.x)
+        if self._like is not None:
+            return torch.randn_like(self._like).float()
         if not self._learned or t == 0:  # in the row, or not read
             return None
         if self._keys is None:

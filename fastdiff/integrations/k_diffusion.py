@@ -141,7 +141,7 @@ def __getattr__(name):
 # ---- in the place of k-diffusion's
 
 _OURS = {name: function for name, function in globals().items() if name.startswith("sample_")}
-_replaced: list[tuple] = []  # module, name, original
+_replaced: list[tuple] = globals().get("_replaced", [])  # module, name, original, ours; kept when this module is reloaded
 
 
 class _Installed:
@@ -162,7 +162,7 @@ def install() -> _Installed:
     for name, function in _OURS.items():
         there = getattr(sampling, name, None)
         if there is not None and there is not function:
-            _replaced.append((sampling, name, there))
+            _replaced.append((sampling, name, there, function))
             setattr(sampling, name, function)
     return _Installed()
 
@@ -170,6 +170,6 @@ def install() -> _Installed:
 def uninstall() -> None:
     """Gives ``k_diffusion.sampling`` its own functions back, but for those that somebody has replaced since."""
     while _replaced:
-        sampling, name, original = _replaced.pop()
-        if getattr(sampling, name) is _OURS[name]:
+        sampling, name, original, ours = _replaced.pop()
+        if getattr(sampling, name, None) is ours:
             setattr(sampling, name, original)

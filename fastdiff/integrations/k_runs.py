@@ -7,6 +7,7 @@ import functools
 import math
 import operator
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +15,7 @@ from tqdm.auto import tqdm, trange
 
 from ..action import checked_output
 from ..checks import FLOATS, dense, sample_layout
-from ..noise import unknown
+from ..noise import default_seeds, unknown
 from ..ops import BACKENDS
 from ..plan import Plan, plan
 from ..samplers import SAMPLERS
@@ -22,7 +23,7 @@ from ..samplers.euler import ancestral_step
 from ..samplers.stage import Noise
 from ..stepper import Stepper
 
-__all__ = ["NOISES", "Levels", "Run", "as_answer", "run", "whole"]
+__all__ = ["NOISES", "Levels", "Run", "as_answer", "checked_arguments", "number", "run", "whole"]
 
 NOISES = ("torch", "philox")
 CHURN = ("euler", "heun", "dpm_2")  # draw before each step, even where nothing is added
@@ -43,9 +44,11 @@ class Levels:
     def of(cls, sigmas) -> Levels:
         """sigmas: (steps + 1,), of any dtype."""
         try:
-            sigmas = torch.as_tensor(sigmas).detach()
+            sigmas = (sigmas if isinstance(sigmas, torch.Tensor) else torch.as_tensor(sigmas, device="cpu")).detach()
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(f"sigmas is {sigmas!r}: a tensor (steps + 1,) is taken") from None
+        if sigmas.is_complex() or sigmas.dtype == torch.bool:
+            raise TypeError(f"sigmas is {sigmas.dtype}: real numbers are taken")
         sigmas = sigmas if sigmas.is_floating_point() else sigmas.float()
         if sigmas.ndim != 1:
             raise ValueError(f"sigmas has shape {tuple(sigmas.shape)}: (steps + 1,) is taken")
@@ -57,7 +60,8 @@ class Levels:
         n = whole("n", n)
         if n < 1:
             raise ValueError(f"n is {n}: an int of 1 or more is taken")
-        low, high = (torch.tensor(_number(name, value)) for name, value in (("sigma_min", sigma_min), ("sigma_max", sigma_max)))
+        low, high = (torch.tensor(number(name, value), device="cpu")
+                     for name, value in (("sigma_min", sigma_min), ("sigma_max", sigma_max)))
         first, last = high.item(), low.item()
         if not 0 < last < first < math.inf:
             raise ValueError(f"sigma_min is {sigma_min}, sigma_max {sigma_max}: 0 < sigma_min < sigma_max < inf is taken")
@@ -279,12 +283,12 @@ def run(name: str, model, x: torch.Tensor, levels: Levels, extra_args, callback,
     """The latent after all steps, in x's dtype. name, options: of fastdiff's sampler; the rest as for the functions of
     ``k_diffusion``, which all end here."""
     _check(model, x, callback, noise, seeds, noise_sampler)
-    extra_args = {} if extra_args is None else extra_args
+    extra_args = checked_arguments(extra_args)
     given = noise == "torch"
     made = draws = None
-    options = {key: value if key in ("order", "solver_type") else _number(key, value) for key, value in options.items()}
+    options = {key: value if key in ("order", "solver_type") else number(key, value) for key, value in options.items()}
     for key in {"s_tmin", "s_tmax"} & set(options):  # compared with sigmas as torch compares a number: in their dtype
-        options[key] = torch.tensor(options[key], dtype=torch.float64).to(levels.sigmas.dtype).item()
+        options[key] = torch.tensor(options[key], dtype=torch.float64, device="cpu").to(levels.sigmas.dtype).item()
     if len(levels.values) > 1:
         made = _made(name, levels.values, tuple(sorted(options.items())), x.dtype, given)
     if given:
@@ -296,9 +300,7 @@ def run(name: str, model, x: torch.Tensor, levels: Levels, extra_args, callback,
         eps = draws(*made.asked[0])
         if made.lift:
             start = torch.add(start.float(), eps.float(), alpha=made.lift)
-    if seeds is None:
-        seeds = torch.randint(0, 2**63 - 1, ()).item() if table.noises else 0
-    this = Run(table, start, x.dtype, seeds)
+    this = Run(table, start, x.dtype, default_seeds(seeds, table.noises > 0))
     _loop(name, made, this, model, levels, extra_args, callback, disable, draws)
     return this.base.to(x.dtype)
 
@@ -312,7 +314,7 @@ def _loop(name, made: _Made, this: Run, model, levels: Levels, extra_args, callb
         for i in range(count) if fast else _current("trange", trange)(count, disable=disable):
             shown = callback is None
             while not this.done and steps[this.row] == i:
-                denoised = as_answer(model(this.model_input, this.time, **extra_args), shape, "the model")
+                denoised = as_answer(_answered(this, model, extra_args, steps), shape, "the model")
                 if fast:
                     bar.update()
                 if not shown:
@@ -321,6 +323,20 @@ def _loop(name, made: _Made, this: Run, model, levels: Levels, extra_args, callb
                 asks = made.asked[this.row]
                 noise = draws(*asks) if draws and asks else denoised
                 this.step(denoised, *[noise] * reads_noise)
+
+
+def _answered(this: Run, model, extra_args, steps):
+    """What the model returns. What it writes into x counts where that is the base, as it does in k-diffusion; at the points
+    inside of a step it is refused. torch counts no writes of inference mode."""
+    x = this.model_input
+    counted, before = not x.is_inference(), 0 if x.is_inference() else x._version
+    answer = model(x, this.time, **extra_args)
+    if counted and x._version != before:
+        if this.row and steps[this.row - 1] == steps[this.row]:
+            raise RuntimeError("the model wrote into x at a call inside of a step, which the step has yet to read: a model that "
+                               "returns a new tensor is taken")
+        this.base = x.to(torch.float32, copy=True)
+    return answer
 
 
 def _check(model, x, callback, noise, seeds, noise_sampler) -> None:
@@ -345,6 +361,16 @@ def _check(model, x, callback, noise, seeds, noise_sampler) -> None:
         raise ValueError("seeds were given with noise='torch', which draws from torch's generators: they go with noise='philox'")
 
 
+def checked_arguments(extra_args) -> Mapping:
+    """extra_args, a mapping by name; None: none."""
+    if extra_args is None:
+        return {}
+    if not isinstance(extra_args, Mapping) or not all(isinstance(name, str) for name in extra_args):
+        given = f"holds {list(extra_args)!r}" if isinstance(extra_args, Mapping) else f"is {type(extra_args).__name__}"
+        raise TypeError(f"extra_args {given}: a dict of further arguments of the model, by name, is taken")
+    return extra_args
+
+
 def whole(name: str, value) -> int:
     try:
         return operator.index(value)
@@ -352,7 +378,7 @@ def whole(name: str, value) -> int:
         raise TypeError(f"{name} is {value!r}; it takes an int") from None
 
 
-def _number(name: str, value) -> float:
+def number(name: str, value) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):

@@ -19,13 +19,25 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .calls import BASIS, VALUES, Brownian, Call, Draw, NotLinear, Watch, read, vector
+from .calls import (
+    BASIS,
+    TOLERANCE,
+    VALUES,
+    Brownian,
+    Call,
+    Clip,
+    Draw,
+    NotLinear,
+    Watch,
+    read,
+    thresholds_by_quantile,
+    vector,
+)
 from .state import Slot, filled, frozen, holds_slots, mapped, same
 
-__all__ = ["Node", "Row", "root"]
+__all__ = ["Node", "Row", "opened", "root"]
 
 SIZE = 3.0  # of the tensors in the second of two passes
-TOLERANCE = 2e-5  # many schedulers compute in float32, and difference large numbers
 
 
 @dataclass
@@ -34,8 +46,8 @@ class Row:
 
     targets: (n, BASIS) coefficients of what is returned (``returned`` dtypes), then of what is kept (``kept`` dtypes);
     origin: of the slots that are kept after it: ("argument", slot), ("kept", slot), ("noise", slot) or ("target", n);
-    slots: how many there are in all; clip: None, or (slot of d, coefficients of d, lo, hi); build: makes the return value
-    of a list of tensors.
+    slots: how many there are in all; clip: None, or the clip of the estimate; build: makes the return value of a list of
+    tensors.
     """
 
     arguments: int
@@ -44,7 +56,7 @@ class Row:
     draws: tuple[Draw, ...]
     asked: tuple[float, float] | None  # the two levels between which the draw before these was asked for, if it was Brownian
     noise_slots: tuple[int, ...]
-    clip: tuple | None
+    clip: Clip | None
     targets: np.ndarray
     returned: tuple[torch.dtype, ...]
     kept: tuple[torch.dtype, ...]
@@ -52,6 +64,11 @@ class Row:
     build: object
     residual: float
     ready: dict = field(default_factory=dict)  # see rows.ready
+    along: object = None  # see paths.Along
+
+    @property
+    def thresholds(self) -> bool:
+        return self.clip is not None and self.clip.quantile is not None
 
 
 class _Pass(NamedTuple):
@@ -78,6 +95,7 @@ class Node:
     def __init__(self, parent: type, method: str, attributes: dict, dtypes: tuple = ()):
         self.parent, self.method, self.attributes, self.dtypes = parent, method, attributes, dtypes
         self._edges: dict = {}
+        self.levels = None  # see levels.levels_of
         times = attributes.get("timesteps")
         self.times = times.tolist() if isinstance(times, torch.Tensor) and times.ndim == 1 else []
 
@@ -128,15 +146,21 @@ class Node:
         shadow.__dict__.update(filled(self.attributes, kept))
         if "noise_sampler" in self.attributes:
             shadow.__dict__["noise_sampler"] = Brownian(watch, dtypes[0])
+        thresholds = "_internal_dict" in self.attributes and shadow.config.get("thresholding")
+        if thresholds and not thresholds_by_quantile(shadow):
+            raise NotLinear("its dynamic thresholding is another one")
+        if thresholds:
+            shadow.__dict__["_threshold_sample"] = watch.threshold(shadow.config)
         elsewhere = torch.get_default_device().type != "cpu"
         with torch.inference_mode(False), torch.no_grad(), torch.device("cpu") if elsewhere else nullcontext(), watch:
             arguments = call.arguments(watch.given, dtypes, size)
             out = getattr(self.parent, self.method)(shadow, **arguments)
         after = dict(shadow.__dict__)
+        after.pop("_threshold_sample", None)
         if "noise_sampler" in self.attributes:
             queries = [draw.between for draw in watch.draws if draw.how == "brownian"]
             after["noise_sampler"] = tuple(map(float, queries[-1])) if queries else self.attributes["noise_sampler"]
-        returned, build = _opened(out, watch.shape)
+        returned, build = opened(out, watch.shape)
         return _Pass(returned, build, after, watch, [arguments[name].data_ptr() for name, _ in call.tensors])
 
     def _probe(self, call: Call):
@@ -188,7 +212,7 @@ class Node:
             tuple(typed.watch.draws),
             last if isinstance(last, tuple) else None,
             tuple(watch.noise_slots),
-            watch.clip and (watch.clip[0], watch.clip[1][:BASIS], *watch.clip[2:]),
+            watch.clip and watch.clip._replace(before=watch.clip.before[:BASIS]),
             np.array(targets).reshape(-1, BASIS),
             tuple(t.dtype for t in typed.returned),
             tuple(kept),
@@ -216,9 +240,9 @@ class _Check:
         self.values = VALUES[:, BASIS:].copy()
         self.residual = 0.0
         if watch.clip is not None:
-            slot, before, lo, hi = watch.clip
-            inner = self._compare(before)
-            self.values[slot] = np.clip(inner @ self.values, lo, hi)
+            inner = self._compare(watch.clip.before)
+            if watch.clip.quantile is None:  # else it is a number like any other
+                self.values[watch.clip.slot] = np.clip(inner @ self.values, watch.clip.lo, watch.clip.hi)
 
     def coefficients(self, t: torch.Tensor) -> np.ndarray:
         return self._compare(read(t))
@@ -243,7 +267,7 @@ def _collect(value, shape, found: list) -> None:
     mapped(value, lambda v: found.append(v) if _is_probe(v, shape) else None)
 
 
-def _opened(out, shape):
+def opened(out, shape):
     """The latents among what a step returned, and a function that returns others in their place."""
     fields = list(out.items()) if isinstance(out, dict) else list(enumerate(out)) if isinstance(out, tuple) else None
     if fields is None:

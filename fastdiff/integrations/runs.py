@@ -12,7 +12,7 @@ from .calls import Draw
 from .probing import Node, Row, root
 from .state import Slot, mapped
 
-__all__ = ["OWN", "Draws", "Run", "check_generators", "drawn", "holds_latents"]
+__all__ = ["OWN", "Draws", "Run", "check_generators", "drawn", "drawn_as", "holds_latents"]
 
 OWN = "_fastdiff_"  # attributes of the fused half of a scheduler
 
@@ -79,6 +79,16 @@ class Draws:
             self.seeds = as_seeds(_seed(generator[0] if isinstance(generator, list) else generator), batch)
         self.count = 0
         self._keys = None
+        self._path: tuple = (None, None, None)
+
+    def along(self, row: int, draws, device) -> torch.Tensor:
+        """(1, J, B, 2): keys of a row of draws (N, J) of the stream "brownian"."""
+        if self._path[0] is not draws or self._path[1] != device:
+            numbers = torch.from_numpy(draws).to(device)
+            streams = torch.full_like(numbers, stream_id("brownian"))
+            with torch.inference_mode(False):
+                self._path = draws, device, torch.ops.fastdiff.run_keys(self.seeds.to(device), streams, numbers)
+        return self._path[2][row : row + 1]
 
     def keys(self, first: int, end: int, device) -> torch.Tensor:
         """(1, end - first, B, 2): keys of draws counted from the next one."""
@@ -115,15 +125,18 @@ def drawn(
 
 
 def _one(draw: Draw, run, scheduler, generator, tensors, sample):
-    if draw.how == "randn_like":
-        return torch.randn_like(sample, dtype=draw.dtype)
-    if draw.how == "randn_tensor":
-        return randn_tensor(
-            sample.shape, generator=generator if draw.generator else None, device=sample.device, dtype=draw.dtype
-        )
+    if draw.how != "brownian":
+        return drawn_as(draw, generator, sample)
     if run.brownian is None:
         run.brownian = _brownian(scheduler, generator, tensors[0], sample)
     return run.brownian(*draw.between).to(sample.device)
+
+
+def drawn_as(draw: Draw, generator, sample: torch.Tensor) -> torch.Tensor:
+    """A noise of sample's shape, drawn as the scheduler draws it."""
+    if draw.how == "randn_like":
+        return torch.randn_like(sample, dtype=draw.dtype)
+    return randn_tensor(sample.shape, generator=generator if draw.generator else None, device=sample.device, dtype=draw.dtype)
 
 
 def _brownian(scheduler, generator, output, sample):

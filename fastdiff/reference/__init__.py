@@ -9,9 +9,10 @@ from .float32 import DTYPES, fma, narrow, widen
 from .normal import box_muller, box_muller64, normal, uniform
 from .philox import fold_in, philox, raw_words, run_keys
 from .project import lift, project
+from .quantile import position, quantile
 from .reduce import CHUNK, LANES, chunk_sums, combine, dot, norm
 from .step import EXACT, FLOAT64, Layout, StepResult, step
 
 __all__ = ["CHUNK", "DTYPES", "EXACT", "FLOAT64", "LANES", "Layout", "StepResult", "box_muller", "box_muller64", "chunk_sums",
-           "combine", "dot", "edit", "fma", "fold_in", "lift", "narrow", "norm", "normal", "path", "philox", "project",
-           "raw_words", "run_keys", "step", "uniform", "widen"]
+           "combine", "dot", "edit", "fma", "fold_in", "lift", "narrow", "norm", "normal", "path", "philox", "position", "project",
+           "quantile", "raw_words", "run_keys", "step", "uniform", "widen"]

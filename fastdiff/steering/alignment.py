@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -101,7 +101,7 @@ class NoiseAlignment:
         how: "bank": projections are weights of vectors in the row's bank (at most 16 columns); "lift": the sum is made in one
         more pass and is one more input of the row; "map": so is A x + b, with one matrix for each noise level, made at the first
         run and kept: the fastest for many samples of few values (4,095 at most) whose directions are more than half as many,
-        see ``maps``; None: the faster one of the first two, see ``BANK_COLUMNS``.
+        see ``maps``; None: the faster one, see ``BANK_COLUMNS`` and ``faster``.
 
         The defaults are what the paper's author published for CIFAR-10 (18 steps of Heun from sigma 80, w = 3 in the steps 0 to
         7), but for the second stage of step 7, at sigma 3.3: ``window=None, steps=(0, 7)`` has that too.
@@ -141,6 +141,14 @@ class NoiseAlignment:
         return f"NoiseAlignment({', '.join(self.targets)}; full: {self.full!r})"
 
 
+def faster(columns: int, free: int, values: int, device: torch.device) -> str:
+    """The way of a run with so many directions, free columns of the bank and values of a sample. It does not depend on the batch,
+    and so neither do the bits. On a GPU a matrix is made in no time; on a CPU in that of a thousand samples, who asks for it."""
+    if columns <= min(free, BANK_COLUMNS):
+        return "bank"
+    return "map" if device.type == "cuda" and values < MAX_TERMS and 2 * columns > values + 1 else "lift"
+
+
 @dataclass(frozen=True)
 class Alignment:
     """What ``NoiseAlignment.at`` returns: an action. See there."""
@@ -171,10 +179,12 @@ class Alignment:
         if self.how == "map":
             return self._mapped(setting, rows, targets, weight, which)
         table = self.alignment._tables.get(
-            (*targets, rows.tobytes(), plan.sigmas.tobytes(), plan.input_scales.tobytes(), self.rank, self.gain),
-            lambda: _table(full, targets, plan, rows, self.rank, self.gain))
+            (*targets, rows.tobytes(), plan.sigmas.tobytes(), plan.input_scales.tobytes(), self.rank, self.gain, setting.device),
+            lambda: _table(full, targets, plan, rows, self.rank, self.gain).on(setting.device))
         columns, free = table.index.shape[1], LIMITS["bank"] - plan.bank
-        how = self.how or ("bank" if columns <= min(free, BANK_COLUMNS) else "lift")
+        how = self.how or faster(columns, free, full.mean.numel(), setting.device)
+        if how == "map":
+            return self._mapped(setting, rows, targets, weight, which)
         if how == "bank" and columns > free:
             raise ValueError(f"the bank has {free} columns free and the alignment takes {columns}: how='lift', or a lower rank, "
                              "is taken")
@@ -208,6 +218,10 @@ class _Table:
     offset: torch.Tensor
     index: torch.Tensor
     used: torch.Tensor
+
+    def on(self, device) -> _Table:
+        """With what the ops read on a device."""
+        return replace(self, vectors=self.vectors.to(device), gain=self.gain.to(device), offset=self.offset.to(device))
 
 
 def _ranks(name, gaussian: Gaussian, levels: np.ndarray, rank: int | None, gain: float) -> np.ndarray:
@@ -290,7 +304,7 @@ class _Projected(Acting):
     def __init__(self, setting: Setting, rows: np.ndarray, table: _Table, weight: torch.Tensor, which: torch.Tensor):
         device, size, columns = setting.device, setting.size, table.index.shape[1]
         self._rows, self._table, self._weight, self._which = rows.tolist(), table, weight, which
-        self._vectors, self._gain, self._offset = (t.to(device) for t in (table.vectors, table.gain, table.offset))
+        self._vectors, self._gain, self._offset = table.vectors, table.gain, table.offset
         self._index = table.index[:1].to(device).expand(size, columns).contiguous()
         self._own = torch.zeros(size, columns, device=device)
         # Where all samples have one target, term m is vector m, and no index is read.

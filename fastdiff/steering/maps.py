@@ -26,10 +26,18 @@ KEPT = 2**30
 """Bytes of maps that an alignment keeps, at most; the ones that were used last."""
 
 
+def _one(value) -> int:
+    return 1
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
 class Kept:
     """What was made before, by its key: up to ``most`` of it, by ``size``. The oldest goes first."""
 
-    def __init__(self, most: int, size: Callable = lambda value: 1):
+    def __init__(self, most: int, size: Callable = _one):
         self._most, self._size, self._values = most, size, OrderedDict()
 
     def get(self, key, make: Callable):
@@ -43,7 +51,7 @@ class Kept:
 
 
 def maps_kept() -> Kept:
-    return Kept(KEPT, lambda t: t.numel() * t.element_size())
+    return Kept(KEPT, _bytes)
 
 
 def affine(full: Gaussian, targets: Sequence[Gaussian], level: float, ranks: Sequence[int], device) -> torch.Tensor:

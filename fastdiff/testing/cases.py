@@ -1,4 +1,4 @@
-"""The fixed list of golden cases of the ops: raw words, keys, normals, the step, and the ops on vectors.
+"""The fixed list of golden cases of the ops: raw words, keys, normals, the step, the ops on vectors, and quantiles.
 
 A case builds its arguments on the CPU, runs an op on whatever device they were moved to, and names the tensors whose bytes
 count. Nothing is drawn at run time: see ``inputs``.
@@ -29,10 +29,11 @@ class Case:
 
 def op_cases() -> list[Case]:
     """Every op but samplers, in the order in which they depend on each other."""
+    from .quantile_cases import quantile_cases
     from .step_cases import step_cases
     from .vector_cases import vector_cases
 
-    return [*_raw_words(), *_fold_in(), *_run_keys(), *_normal(), *step_cases(), *vector_cases()]
+    return [*_raw_words(), *_fold_in(), *_run_keys(), *_normal(), *step_cases(), *vector_cases(), *quantile_cases()]
 
 
 def _edge_keys() -> torch.Tensor:

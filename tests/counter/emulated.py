@@ -70,7 +70,8 @@ class Emulated(torch.Tensor):
         raise RuntimeError(f"{func}: an emulated CUDA tensor is used outside of `with Gpu(...)`")
 
 
-LAUNCHES = {"fastdiff.edit_": 2}  # the norms, then the edit; tests/proof/test_vectors.py counts what the launchers do
+# The norms, then the edit; the counts of four digits, then the quantile. tests/proof/test_vectors.py counts what the launchers do.
+LAUNCHES = {"fastdiff.edit_": 2, "fastdiff.quantile_": 5}
 _RESHAPE_IN_PLACE = {
     aten.squeeze_.dim, aten.squeeze_.default, aten.squeeze_.dims, aten.unsqueeze_.default, aten.t_.default,
     aten.transpose_.default,

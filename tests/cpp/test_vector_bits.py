@@ -11,6 +11,8 @@ from cases import BITS
 from hypothesis import HealthCheck, given, settings
 from vector_cases import OPS, VectorCase, assert_same, random_vector_case, vector_cases
 
+from fastdiff.reference.project import lift
+
 
 once = settings(max_examples=40, deadline=None, derandomize=True,
                 suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -165,3 +167,23 @@ def test_nothing_to_do(ops, isa):
     h = torch.ones(2, 5)
     ops.edit_(h, h, torch.ones(0, 5), None, torch.zeros(2, 0))
     assert (h == 1).all()
+
+
+@pytest.mark.parametrize("index", ["none", "one for all", "by sample"])
+@pytest.mark.parametrize("batch", [1, 7, 8, 9, 17])
+def test_sums_of_samples_that_share_their_terms(ops, isa, threads, batch, index):
+    """Slices of 48 elements, tiles of 8 samples: whole ones, what is left of them, and terms that no sample has."""
+    draw = np.random.default_rng(batch)
+    for n in (1, 15, 16, 33, 47, 48, 49, 100, 784):
+        basis = draw.standard_normal((9, n)).astype(np.float32)
+        basis[2, n // 2], basis[3] = np.nan, 0.0
+        weight = draw.standard_normal((batch, 11)).astype(np.float32)
+        weight[:, [1, 10]], weight[-1, 5] = 0.0, np.inf
+        if batch % 2:
+            weight[0, 4] = 0.0  # one sample lacks a term
+        rows = {"none": None, "one for all": draw.integers(0, 9, (1, 11)).repeat(batch, 0), "by sample": draw.integers(0, 9, (batch, 11))}[index]
+        used = weight[:, :9].copy() if rows is None else weight
+        out = torch.empty(batch, n)
+        ops.lift_(out, torch.from_numpy(basis), None if rows is None else torch.from_numpy(rows), torch.from_numpy(used))
+        expected = lift(basis, rows, used)
+        assert np.array_equal(out.numpy().view(np.int32), expected.view(np.int32)), n

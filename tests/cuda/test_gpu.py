@@ -13,6 +13,7 @@ from fastdiff import _reference_ops, reference, testing
 from fastdiff.testing.digests import golden
 from fastdiff.testing.inputs import moved
 from proof import draw_steering
+from quantile_cases import random_quantile_case
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 OPS = torch.ops.fastdiff
@@ -108,3 +109,26 @@ def test_a_captured_edit_replays():
         graph.replay()
         _reference_ops.edit_(h, h, bank, None, weight)
         assert torch.equal(there[0].cpu(), h)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_quantile(seed):
+    case = random_quantile_case(random.Random(seed))
+    expected = case.expected()
+    there = case.to("cuda")
+    there.run()
+    assert_same(there.to("cpu"), expected)
+
+
+def test_a_captured_quantile_replays():
+    """Counts begin as zeros at each replay."""
+    x, out, coef = torch.randn(2, 3, 65, 33), torch.zeros(2, device="cuda"), torch.ones(1, 1, device="cuda")
+    there = x.cuda()
+    OPS.quantile_(out, None, [there], coef, None, 0, None, 0.995, 1.0, 1.0)  # loads the kernels
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        OPS.quantile_(out, None, [there], coef, None, 0, None, 0.995, 1.0, 1.0)
+    for factor in (2, 0.5):
+        there.copy_(x * factor)
+        graph.replay()
+        assert torch.equal(out.cpu(), torch.quantile((x * factor).abs().flatten(1), 0.995, dim=1))

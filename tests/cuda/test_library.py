@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-LEFT_TO_TRITON = ("project_", "lift_")  # registered from Python, in fastdiff/ops.py
+LEFT_TO_TRITON = ("project_", "lift_", "quantile_")  # registered from Python, in fastdiff/ops.py
 TARGETS, PTX = {"80", "90", "100"}, {"100"}  # what setup.py asks for where TORCH_CUDA_ARCH_LIST is not set
 # What the library may take from outside beside C and C++: libtorch's stable ABI, Python's limited API, the CUDA runtime.
 STABLE = re.compile(r"(aoti_)?torch_|Py|(__)?cuda")  # C names: libtorch's C++ ones begin with _ZN

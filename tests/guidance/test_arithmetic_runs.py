@@ -25,7 +25,7 @@ from steering.networks import directions, randomised
 
 import fastdiff as fd
 from fastdiff.action import Acting
-from fastdiff.guidance import classifier_free
+from fastdiff.guidance import classifier_free, dynamic_threshold
 from fastdiff.guidance.arithmetic import apg, cfg_rescale, cfg_zero_star, perp_neg
 from fastdiff.steering.inject import Injection, edited
 
@@ -326,6 +326,9 @@ def test_a_model_with_too_few_outputs_is_told_what_is_taken():
         fd.sample(pair, plan_of(), SHAPE, 0, steering=[perp_neg()])
     with pytest.raises(ValueError, match=r"1 model outputs: 2 \(out, uncond\)"):
         fd.sample(conditional, plan_of(), SHAPE, 0, steering=[cfg_rescale()])
+    for action in (cfg_rescale(), apg(1.0), dynamic_threshold()):
+        with pytest.raises(TypeError, match="the model returned torch.float64: torch.float32"):
+            fd.sample(lambda x, t: tuple(out.double() for out in pair(x, t)), plan_of(), SHAPE, 0, steering=[action])
 
 
 def test_guidance_by_gradients_before():

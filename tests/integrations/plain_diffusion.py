@@ -24,6 +24,8 @@ class Diffusion:
     Ho et al. 2020, eq. 7; Nichol & Dhariwal 2021, eq. 15; Dhariwal & Nichol 2021, algorithms 1 and 2; Song et al. 2021, eq. 12.
     """
 
+    dtype = torch.float32
+
     def __init__(self, mean="EPSILON", variance="LEARNED_RANGE", steps="respaced", rescale=False):
         betas = np.linspace(1e-4, 0.02, 1000)
         self.model_mean_type, self.model_var_type, self.rescale_timesteps = Mean[mean], Variance[variance], rescale
@@ -60,6 +62,10 @@ class Diffusion:
         x0 = x0 if denoised_fn is None else denoised_fn(x0)
         return x0.clamp(-1, 1) if clip_denoised else x0, log_variance
 
+    def drawn(self, x):
+        """As the original's torch.randn_like(x): in the order of x's strides, and in its dtype, which is that of x_T."""
+        return torch.randn_like(x, dtype=self.dtype).double()
+
     def gradient(self, cond_fn, x, t, kwargs):
         return cond_fn(x.float(), self.times(t), **kwargs).double()
 
@@ -68,7 +74,7 @@ class Diffusion:
         beta, abar, before = self.betas[t], self.alphas_cumprod[t], self.alphas_cumprod[t - 1] if t else 1.0
         x0, log_variance = self.estimate(model, x, t, clip_denoised, denoised_fn, kwargs)
         mean = math.sqrt(before) * beta / (1 - abar) * x0 + math.sqrt(1 - beta) * (1 - before) / (1 - abar) * x
-        noise = torch.randn(x.shape).double()
+        noise = self.drawn(x)
         if cond_fn is not None:
             mean = mean + log_variance.exp() * self.gradient(cond_fn, x, t, kwargs)
         return {"sample": mean + (log_variance / 2).exp() * noise * (t > 0), "pred_xstart": x0}
@@ -82,12 +88,13 @@ class Diffusion:
             epsilon = epsilon - math.sqrt(1 - abar) * self.gradient(cond_fn, x, t, kwargs)
             x0 = (x - math.sqrt(1 - abar) * epsilon) / math.sqrt(abar)
         sigma = eta * math.sqrt((1 - before) / (1 - abar) * (1 - abar / before))
-        noise = torch.randn(x.shape).double()
+        noise = self.drawn(x)
         return {"sample": math.sqrt(before) * x0 + math.sqrt(1 - before - sigma**2) * epsilon + sigma * noise * (t > 0),
                 "pred_xstart": x0}
 
     def _loop(self, step, model, shape, noise, device, **options):
         x = torch.randn(*shape, device=device) if noise is None else noise
+        self.dtype = x.dtype
         for t in reversed(range(self.num_timesteps)):
             out = step(model, x, torch.tensor([t] * shape[0]), **options)
             yield out

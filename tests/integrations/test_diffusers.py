@@ -256,6 +256,25 @@ def test_generators_of_the_wrong_number_are_refused(noise, count):
     assert all(torch.equal(g.get_state(), s) for g, s in zip(generators, states))
 
 
+@pytest.mark.parametrize("name", ["dpm++ sde", "cosine dpm"])
+def test_brownian_noise_of_torchsde(name, no_own_step):
+    """The scheduler's own tree: the same pictures with noise="torch", and beside philox where it is asked for."""
+    made(name)  # skips where torchsde is missing
+    config = CONFIGS[name]
+    expected = sample(made(name), config, generator=torch.Generator().manual_seed(3))
+    for options in ({}, {"brownian": "torchsde"}, {"noise": "philox", "brownian": "torchsde"}):
+        fused = fuse(made(name), **options)
+        assert relative(sample(fused, config, generator=torch.Generator().manual_seed(3)), expected) < 1e-4
+        again = pickle.loads(pickle.dumps(fuse(made(name), **options)))
+        assert relative(sample(again, config, generator=torch.Generator().manual_seed(3)), expected) < 1e-4
+    other = sample(fuse(made(name), "philox"), config, generator=torch.Generator().manual_seed(3))
+    assert relative(other, expected) > 0.05
+    with pytest.raises(ValueError, match="did you mean 'torchsde'"):
+        fuse(made(name), brownian="torchsd")
+    drawn = fuse(made("ddpm"), "philox", brownian="torchsde")  # other noise is philox still
+    assert torch.equal(sample(drawn, CONFIGS["ddpm"]), sample(fuse(made("ddpm"), "philox"), CONFIGS["ddpm"]))
+
+
 def test_fused_again_with_other_noise():
     parent = made("ddpm")
     one = fuse(parent)

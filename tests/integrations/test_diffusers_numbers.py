@@ -1,6 +1,7 @@
 """Fused schedulers of diffusers: dtypes, layouts, gradients, and the op's own noise."""
 
 import inspect
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -136,3 +137,64 @@ def test_philox_noise_has_the_law_of_the_schedulers(name, no_own_step):
     count = theirs.numel()
     assert abs(float(ours.mean() - theirs.mean())) < 6 * float(theirs.std()) * (2 / count) ** 0.5
     assert abs(float(ours.std() / theirs.std()) - 1) < 6 * (1 / count) ** 0.5
+
+
+# ---- one Brownian path
+
+
+def along(name, steps, monkeypatch):
+    """(interval, {draw: weight}) of every increment of a run."""
+    rows, own = [], fd.integrations.diffusers.along_path
+
+    def watched(ahead):
+        own(ahead)
+        rows.extend(ahead)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fd.integrations.diffusers, "along_path", watched)
+        patch.setattr("fastdiff.integrations.probing._roots", OrderedDict())
+        sample(fuse(made(name), "philox"), CONFIGS[name], steps=steps)
+    found = []
+    for row in rows:
+        if row.along is not None:
+            (draw,), (weights,) = row.draws, row.along.weights
+            numbers = row.along.draws[row.along.row].tolist()
+            found.append((sorted(map(float, draw.between)), {n: w for n, w in zip(numbers, weights) if w}))
+    return found
+
+
+def covariance(one, other):
+    """Of two increments, by their normals, and as of a Brownian motion."""
+    (a, b), weights = one
+    (c, d), others = other
+    shared = max(0.0, min(b, d) - max(a, c))
+    return sum(w * others.get(n, 0.0) for n, w in weights.items()), shared / ((b - a) * (d - c)) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["dpm++ sde", "cosine dpm"])
+def test_increments_are_those_of_one_path(name, monkeypatch):
+    """Exactly within a run; nearly between runs of other numbers of steps, which look at the path less closely."""
+    runs = [along(name, steps, monkeypatch) for steps in (15, 40)]
+    for found in runs:
+        assert len(found) > 10
+        for one in found:
+            for other in found:
+                got, expected = covariance(one, other)
+                assert abs(got - expected) < 2e-3, (one[0], other[0])
+    pairs = [covariance(one, other) for one in runs[0] for other in runs[1]]
+    assert max(expected for _, expected in pairs) > 0.5
+    assert sum(abs(got - expected) for got, expected in pairs) / sum(expected for _, expected in pairs) < 0.1
+
+
+@pytest.mark.parametrize("name", ["dpm++ sde", "cosine dpm"])
+def test_more_steps_follow_the_same_path(name, no_own_step):
+    start = torch.ones(2, 3, 6, 6) * (14 if name == "dpm++ sde" else 80)
+
+    def last(steps, seed=3):
+        torch.manual_seed(seed)
+        generators = [torch.Generator().manual_seed(seed + i) for i in range(2)]
+        return sample(fuse(made(name), "philox"), CONFIGS[name], steps=steps, x=start, generator=generators)
+
+    fine = last(80)
+    assert relative(last(40), fine) < 0.5 * relative(last(80, seed=11), fine)
+    assert relative(last(20), fine) < 0.5 * relative(last(80, seed=11), fine)

@@ -301,50 +301,6 @@ def test_one_launch_a_call():
             assert counts.big == (1 if k % 2 else 1 + 2 * more) and counts.h2d == 0, (noise, k, counts)
 
 
-WRONG = [
-    ({"num_steps": 1}, ValueError, "num_steps is 1: an int of 2"),
-    ({"num_steps": 18.0}, ValueError, "num_steps is 18.0"),
-    ({"sigma_min": 90}, ValueError, "sigma_min=90"),
-    ({"rho": 0}, ValueError, "rho is 0"),
-    ({"S_churn": -1}, ValueError, "S_churn is -1"),
-    ({"S_noise": float("nan")}, ValueError, "S_noise is nan"),
-    ({"S_min": 3, "S_max": 2}, ValueError, "S_min is 3"),
-    ({"noise": "phlox"}, ValueError, "did you mean 'philox'"),
-    ({"seeds": [1, 2]}, ValueError, "seeds has 2 entries"),
-    ({"randn_like": 3}, TypeError, "randn_like is int"),
-    ({"latents": torch.zeros(3)}, TypeError, "latents is"),
-    ({"latents": torch.zeros(SHAPE, dtype=torch.int64)}, TypeError, "latents is"),
-    ({"net": lambda x, sigma, y: x}, TypeError, "without sigma_min, sigma_max, round_sigma"),
-    ({"steering": [3]}, TypeError, "steering is or holds int"),
-    ({"steering": 3}, TypeError, "steering is or holds int"),
-    ({"steering": fd.steering.LatentVector(torch.ones(1, *SHAPE[1:])).at(1.0, window=(900, 1000))}, ValueError,
-     "no call of the model"),
-    ({"callback": 3}, TypeError, "callback is int"),
-]
-
-
-@pytest.mark.parametrize("wrong, error, said", WRONG)
-def test_wrong_use(wrong, error, said):
-    net = Net()
-    with pytest.raises(error, match=said):
-        edm_sampler(**{"net": net, "latents": latents(), **wrong})
-    assert not net.seen
-
-
-@pytest.mark.parametrize(
-    "wrong, said",
-    [({"solver": "hein"}, "did you mean 'heun'"), ({"schedule": "cosine"}, "schedule 'cosine'"),
-     ({"discretization": "ddpm"}, "did you mean 'iddpm'"), ({"scaling": None}, "scaling"), ({"alpha": 1.5}, "0 < alpha <= 1"),
-     ({"alpha": 0}, "alpha is 0"), ({"epsilon_s": 1}, "epsilon_s is 1"),
-     ({"discretization": "iddpm", "M": 3, "sigma_min": 2, "sigma_max": 2.1}, "no level")],
-)
-def test_wrong_ablations(wrong, said):
-    net = Net()
-    with pytest.raises(ValueError, match=said):
-        ablation_sampler(net, latents(), **wrong)
-    assert not net.seen
-
-
 def test_a_rounding_that_gives_no_levels_is_refused():
     net = Net()
     net.round_sigma = lambda sigma: sigma * float("nan")

@@ -1,6 +1,7 @@
 """k-diffusion's functions, fused: the op's own noise, installing, layouts, launches, wrong use."""
 
 import builtins
+import importlib
 import sys
 from functools import partial
 
@@ -101,6 +102,21 @@ def test_install_and_uninstall(monkeypatch):
         fused.uninstall()  # again
     finally:
         k_loaded.sample_euler = before["sample_euler"]
+    assert vars(k_loaded) == before
+
+
+def test_installed_while_the_module_is_loaded_anew(monkeypatch):
+    """As notebooks do that follow changes in files: k-diffusion's own functions are not forgotten."""
+    k_loaded = loaded(monkeypatch)
+    before = dict(vars(k_loaded))
+    fused.install()
+    importlib.reload(fused)
+    try:
+        assert k_loaded.sample_euler is not fused.sample_euler
+        fused.install()
+        assert k_loaded.sample_euler is fused.sample_euler
+    finally:
+        fused.uninstall()
     assert vars(k_loaded) == before
 
 
@@ -219,6 +235,33 @@ def test_gradients_are_the_models_own_affair():
         assert not ours.requires_grad and relative(ours, theirs) < 1e-5
 
 
+@pytest.mark.parametrize("name", OPTIONS)
+def test_what_a_model_writes_into_the_base_counts_as_it_does_there(name):
+    """At the first call of a run. At calls inside of a step it is refused: test_wrong_use.py."""
+    ends = []
+    for module, dtype in ((k_diffusion(), torch.float32), (fused, torch.float32), (fused, torch.float16)):
+        calls = []
+
+        def model(x, sigma, calls=calls):
+            calls.append(1)
+            return denoise(x.mul_(0.8) if len(calls) == 1 else x, sigma)
+
+        drawn = {"noise_sampler": lambda *levels: torch.ones(2, 3, 6, 6)} if name in SAMPLED else {}
+        ends.append(sample(module, name, latent().to(dtype), 6, model=model, **drawn))
+    assert relative(ends[1], ends[0]) < 1e-4 and relative(ends[2].float(), ends[0]) < 2e-2
+    assert relative(sample(fused, name, latent(), 6, **drawn), ends[1]) > 1e-3
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name not in SDE])
+def test_torchs_default_device_plays_no_part(name):
+    """meta, of which nothing can be read, in the place of a GPU."""
+    sigmas, x = karras(4), latent()
+    expected = [sample(fused, name, x, 4, sigmas=sigmas, noise=noise) for noise in ("torch", "philox")]
+    with torch.device("meta"):
+        for noise, end in zip(("torch", "philox"), expected):
+            assert torch.equal(sample(fused, name, x, 4, sigmas=sigmas, noise=noise), end)
+
+
 def test_a_model_may_return_its_input_and_tensors_of_other_layouts():
     for change in (lambda x: x, lambda x: x.flip(-1), lambda x: x.transpose(-1, -2) * 0.5, lambda x: x[:, :1].expand_as(x)):
         def model(x, sigma, change=change):
@@ -266,70 +309,10 @@ def test_one_launch_a_model_call_and_no_wait(name, noise):
     assert len(rest) >= 6 and rest[-1].waits == 0
 
 
-# ---- wrong use
+# ---- what is returned (wrong arguments: test_wrong_use.py)
 
 
-class Model:
-    calls = 0
-
-    def __call__(self, x, sigma):
-        self.calls += 1
-        return denoise(x, sigma)
-
-
-def euler(m, x=None, sigmas=None, **options):
-    return fused.sample_euler(m, latent() if x is None else x, karras(4) if sigmas is None else sigmas, disable=True, **options)
-
-
-WRONG = {
-    "model": (lambda m: euler(3), ["int", "model(x, sigma)"]),
-    "x a list": (lambda m: euler(m, [1.0]), ["list", "tensor"]),
-    "x float64": (lambda m: euler(m, latent().double()), ["torch.float64", "torch.bfloat16"]),
-    "x without a batch": (lambda m: euler(m, torch.zeros(3)), ["(3,)", "two dimensions"]),
-    "x elsewhere": (lambda m: euler(m, latent().to("meta")), ["meta", "cpu, cuda"]),
-    "sigmas up": (lambda m: euler(m, sigmas=karras(4).flip(0)), ["sigmas[0]", "strictly decreasing"]),
-    "sigmas twice": (lambda m: euler(m, sigmas=torch.tensor([2.0, 1.0, 1.0, 0.0])), ["sigmas[1]", "strictly decreasing"]),
-    "sigmas negative": (lambda m: euler(m, sigmas=torch.tensor([2.0, -1.0])), ["-1.0", ">= 0"]),
-    "sigmas NaN": (lambda m: euler(m, sigmas=torch.tensor([2.0, float("nan"), 0.0])), ["nan", "finite"]),
-    "sigmas text": (lambda m: euler(m, sigmas="karras"), ["'karras'", "(steps + 1,)"]),
-    "sigmas of two dimensions": (lambda m: euler(m, sigmas=torch.ones(2, 2)), ["(2, 2)", "(steps + 1,)"]),
-    "s_churn text": (lambda m: euler(m, s_churn="much"), ["s_churn", "'much'", "number"]),
-    "s_churn negative": (lambda m: euler(m, s_churn=-1.0), ["s_churn", "-1.0", "0 or more"]),
-    "callback": (lambda m: euler(m, callback=3), ["callback", "int"]),
-    "noise": (lambda m: euler(m, noise="philo"), ["'philo'", "'philox'"]),
-    "seeds with torch": (lambda m: euler(m, seeds=3), ["seeds", "noise='philox'"]),
-    "too few seeds": (lambda m: euler(m, s_churn=1.0, noise="philox", seeds=[1]), ["1 entries", "2 samples"]),
-    "two noises": (lambda m: sample(fused, "dpmpp_sde", latent(), 4, model=m, noise="philox", noise_sampler=m),
-                   ["noise_sampler", "philox"]),
-    "noise_sampler": (lambda m: sample(fused, "euler_ancestral", latent(), 4, model=m, noise_sampler=3),
-                      ["noise_sampler", "int"]),
-    "solver_type": (lambda m: sample(fused, "dpmpp_2m_sde", latent(), 4, model=m, solver_type="midpont"),
-                    ["'midpont'", "'midpoint'"]),
-    "order": (lambda m: sample(fused, "lms", latent(), 6, model=m, order=0), ["order", "0"]),
-    "order, a list": (lambda m: sample(fused, "lms", latent(), 6, model=m, order=[4]), ["order is [4]", "int"]),
-    "r": (lambda m: sample(fused, "dpmpp_sde", latent(), 4, model=m, r=1.5), ["r is 1.5", "0 < r <= 1"]),
-    "n": (lambda m: fused.sample_dpm_fast(m, latent(), LAST, FIRST, 0), ["n is 0", "1 or more"]),
-    "sigma_min 0": (lambda m: fused.sample_dpm_fast(m, latent(), 0.0, FIRST, 5), ["sigma_min is 0.0", "0 < sigma_min"]),
-    "sigma_min over sigma_max": (lambda m: fused.sample_dpm_fast(m, latent(), FIRST, LAST, 5), ["sigma_min < sigma_max"]),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_wrong_use_is_refused_before_the_model_is_called(case):
-    call, words = WRONG[case]
-    model, state = Model(), torch.manual_seed(0).get_state()  # as `sample` begins
-    with pytest.raises((ValueError, TypeError)) as error:
-        call(model)
-    assert all(word in str(error.value) for word in words), error.value
-    assert model.calls == 0 and torch.equal(state, torch.get_rng_state())
-
-
-def test_what_models_and_noise_samplers_return_is_checked():
-    for wrong, words in ((lambda x, s: x[:1], ["the model", "(1, 3, 6, 6)"]), (lambda x, s: None, ["the model", "NoneType"]),
-                         (lambda x, s: x.long(), ["the model", "int64"])):
-        with pytest.raises((ValueError, TypeError)) as error:
-            euler(wrong)
-        assert all(word in str(error.value) for word in words)
+def test_what_noise_samplers_return_is_checked():
     with pytest.raises(ValueError, match=r"the noise sampler returned shape \(2, 3, 6\)"):
         sample(fused, "euler_ancestral", latent(), 4, noise_sampler=lambda s, s_next: torch.zeros(2, 3, 6))
 

@@ -47,7 +47,8 @@ def test_a_clip_is_part_of_the_row():
     scheduler = DDPMScheduler(**SD, clip_sample=True, clip_sample_range=1.5)
     scheduler.set_timesteps(10)
     row = row_of(scheduler, call(int(scheduler.timesteps[2]), return_dict=False))
-    slot, inside, lo, hi = row.clip
+    slot, inside, lo, hi, quantile = row.clip
+    assert quantile is None and not row.thresholds
     assert (
         (lo, hi) == (-1.5, 1.5) and slot in (2, 3) and not row.targets[:, 0].any()
     )  # the output counts through the clip alone
@@ -180,4 +181,4 @@ def test_philox_rows_take_at_most_sixteen_noises():
 
     row = row_of(odd(rule), call(1, return_dict=False))
     with pytest.raises(NotLinear, match="draws 17 noises: at most 16"):
-        prepare([row], True, torch.device("cpu"))
+        prepare([(row, None)], True, torch.device("cpu"))

@@ -3,34 +3,20 @@ rounding by name, read whole vectors and keep nothing in local memory."""
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-HERE = Path(__file__).parent
-
-
-def worker(script, *arguments, **environment):
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    env["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), env.get("PYTHONPATH", "")])
-    done = subprocess.run([sys.executable, str(HERE / script), *arguments], capture_output=True, text=True, env={**env, **environment})
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
-    return done.stdout
-
 
 @pytest.mark.parametrize("check", ["project_ 0 24", "lift_ 0 40", "edit_ 0 32", "corners"])
-def test_bits(check):
+def test_bits(worker, check):
     worker("interpreted_vectors.py", *check.split(), TRITON_INTERPRET="1")
 
 
 @pytest.fixture(scope="module")
-def on_sm_90():
+def on_sm_90(worker):
     return json.loads(worker("compiled_vectors.py", "90").splitlines()[-1])
 
 
@@ -56,5 +42,5 @@ def test_wide_accesses(on_sm_90, name, op, count):
 
 
 @pytest.mark.parametrize("arch", ["80", "100", "gfx942"])
-def test_other_gpus(arch):
+def test_other_gpus(worker, arch):
     assert len(json.loads(worker("compiled_vectors.py", arch, "short").splitlines()[-1])) == 7

@@ -16,8 +16,8 @@ from collections import defaultdict
 import torch
 
 from cases import DTYPES
-from proof import draw, draw_steering
-from proof.execute import prove, prove_step, prove_vectors
+from proof import draw, draw_quantile, draw_steering
+from proof.execute import prove, prove_quantile, prove_step, prove_vectors
 
 BACKENDS, TARGETS = ("cuda", "triton"), (80, 90, 100)
 FEATURES = ("plain", "bank", "everything", "dense")
@@ -41,7 +41,8 @@ def label(kernel):
 
 def tasks(cases, first=0):
     """(name, dtype, task) of all that is to be shown; task(backend, arch) raises where something differs, and returns the recording.
-    cases: how many of step_; a third as many of each op on vectors and of normal_ in each dtype, an eighth of the rest."""
+    cases: how many of step_; a third as many of each op on vectors and of normal_ in each dtype, a sixth of quantile_, an eighth of the
+    rest."""
 
     def step(i):
         return lambda backend, arch: prove_step(draw.step_case(i), backend, arch)
@@ -65,6 +66,13 @@ def tasks(cases, first=0):
 
         return f"{op} {i}" if checked else f"{op} clamped {i}", draw_steering.dtype_of(op, draw_steering.case(op, i, not checked)), task
 
+    def quantile(i, checked=True):
+        return lambda backend, arch: prove_quantile(draw_quantile.case(i, not checked), backend, arch, checked)
+
+    for i in range(first, first + -(-cases // 6)):
+        yield f"quantile_ {i}", draw_quantile.dtype_of(draw_quantile.case(i)), quantile(i)
+        if i % 6 == 0:
+            yield f"quantile_ clamped {i}", draw_quantile.dtype_of(draw_quantile.case(i, True)), quantile(i, False)
     for i in range(first, first + -(-cases // 3)):
         for op in draw_steering.OPS:
             yield vectors(op, i)

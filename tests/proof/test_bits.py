@@ -17,7 +17,7 @@ def failures(found):
 def test_sm_90(name, cases):
     found = results([name], [90], cases)
     assert failures(found) == {} and all(r["cases"] == r["equal"] > 0 for r in found)
-    every = {"step", "normal", "project", "lift", "squares", "edit", "fold_in", "run_keys", "raw_words"}
+    every = {"step", "normal", "project", "lift", "squares", "edit", "count", "quantile", "fold_in", "run_keys", "raw_words"}
     if name == "cuda":
         every = {label(kernel) for kernel in backend(name).kernels(90).values()}
     assert {r["kernel"] for r in found} == every, "a kernel that no case launches"

@@ -32,7 +32,7 @@ _MODULES = [m for m in (importlib.import_module(f"fastdiff.kernels.{name}") for 
 step_module = importlib.import_module("fastdiff.kernels.step")
 
 NAME = "triton"
-OPS = ("step_", "normal_", "project_", "lift_", "edit_", "fold_in", "run_keys", "raw_words")
+OPS = ("step_", "normal_", "project_", "lift_", "edit_", "quantile_", "fold_in", "run_keys", "raw_words")
 FORMATS = {"i1": "b", "i8": "b", "i16": "h", "i32": "i", "i64": "q", "u1": "B", "u8": "B", "u16": "H", "u32": "I", "u64": "Q",
            "fp32": "f", "f32": "f", "fp64": "d"}
 SCRATCH = 2  # pointers that Triton appends to a kernel's parameters: global scratch memory, profiling

@@ -1,5 +1,5 @@
 """The launches that have a budget: steps of real samplers on latents (2, 4, 64, 64), edits of activations (2, 128, 16, 16),
-projections, noise, keys.
+projections, quantiles of a sum of two latents, noise, keys.
 
 The tensors of a workload are those with a value for each element: they decide what the launch costs. The table, the keys of
 the noise and the indices are the rest.
@@ -19,7 +19,7 @@ from proof.execute import written
 SHAPE = (2, 4, 64, 64)
 ACTIVATION = (2, 128, 16, 16)
 RAGGED = (2, 3, 63, 65)
-LAUNCHES = {"edit_": 2}  # of an op that takes more than one
+LAUNCHES = {"edit_": 2, "quantile_": 5}  # of an op that takes more than one
 ROW = 3  # of six steps: everything that a sampler uses is in use
 
 
@@ -104,6 +104,15 @@ def _project(dtype, vectors):
     return Workload("project_", args, [out], [x, basis], x.numel() * vectors)
 
 
+def _quantile(dtype, launch, *, shape=SHAPE, layout=torch.contiguous_format):
+    """quantile_ of a sum of two. launch: 0 to 3 the counts of a digit, each with what the digits before have found; 4 the result."""
+    inputs = [_values(shape, dtype, layout), _values(shape, dtype, layout).neg()]
+    out, clip = torch.zeros(shape[0]), torch.zeros(shape[0], 3)
+    args = (out, clip, inputs, torch.tensor([[1.25, 0.25]]), None, 0, None, 0.995, 1.0, 9.0)
+    counts = launch < LAUNCHES["quantile_"] - 1
+    return Workload("quantile_", args, [out, clip], inputs if counts else [out, clip], inputs[0].numel() if counts else len(out), launch)
+
+
 def _lift(vectors):
     out, basis = torch.zeros(SHAPE), _values((vectors, *SHAPE[1:]), torch.float32)
     return Workload("lift_", (out, basis, None, torch.ones(len(out), vectors)), [out], [out, basis], out.numel())
@@ -143,6 +152,14 @@ def _ops():
     for dtype in (f32, f16):
         add("project_", "project on 16 vectors", dtype, _project, dtype, 16)
     add("lift_", "lift 16 vectors", f32, _lift, 16)
+
+    for dtype in (f32, f16, bf16):
+        add("quantile_", "first digit", dtype, _quantile, dtype, 0)
+    for dtype in (f32, f16):
+        add("quantile_", "last digit", dtype, _quantile, dtype, 3)
+    add("quantile_", "second digit ragged", f16, _quantile, f16, 1, shape=RAGGED)
+    add("quantile_", "second digit channels-last", f32, _quantile, f32, 1, layout=torch.channels_last)
+    add("quantile_", "quantile", f32, _quantile, f32, 4)
 
     def key_op(op, args, tensors):
         made[f"{op}, int64"] = op, lambda: Workload(op, args, [], tensors, 0)

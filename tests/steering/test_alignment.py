@@ -9,6 +9,7 @@ import torch
 import fastdiff as fd
 from fastdiff.action import Actions
 from fastdiff.steering import Gaussian, NoiseAlignment
+from fastdiff.steering.alignment import faster
 from fastdiff.steering.window import rows_in
 from plan.harness import predict
 from steering.classes import SHAPE, SIZE, data, difference, fitted, made, small
@@ -237,6 +238,16 @@ def test_the_bank_is_taken_for_few_columns_where_it_has_room(na):
     assert kinds(6, how="bank") == ["Banked"]
     with pytest.raises(ValueError, match="the bank has 3 columns free and the alignment takes 5"):
         kinds(6, 2, how="bank")
+
+
+def test_which_way_is_faster():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [faster(5, 16, 784, d) for d in (cpu, gpu)] == ["bank", "bank"]
+    assert [faster(5, 4, 784, d) for d in (cpu, gpu)] == ["lift", "lift"]
+    assert [faster(392, 16, 784, d) for d in (cpu, gpu)] == ["lift", "lift"]
+    assert [faster(393, 16, 784, d) for d in (cpu, gpu)] == ["lift", "map"]
+    assert [faster(2048, 16, 4095, d) for d in (cpu, gpu)] == ["lift", "lift"] and faster(2049, 16, 4095, gpu) == "map"
+    assert faster(4000, 16, 4096, gpu) == "lift"
 
 
 def test_a_window_below_what_it_was_fitted_for_is_refused():

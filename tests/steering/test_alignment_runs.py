@@ -1,6 +1,7 @@
 """Aligned runs: bits against everything that they must not depend on, what is launched, files, and what is refused."""
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -163,6 +164,7 @@ def test_maps_are_made_once(na, monkeypatch):
     monkeypatch.setattr(alignment, "affine", lambda *args: made_of.append(args) or affine(*args))
     fresh, plan = NoiseAlignment(na.full, na.targets), made("heun")
     first, again = (fd.sample(small, plan, (2, *SHAPE), 0, steering=[fresh.at(1.0, (0.3, 80), "low", how="map")]) for _ in range(2))
+    assert torch.equal(pickle.loads(pickle.dumps(fresh)).full.mean, fresh.full.mean)
     assert torch.equal(first, again) and len(made_of) == len(set(plan.sigmas[rows_in(plan, (0.3, 80))].tolist())) > 3
     monkeypatch.setattr(fresh._maps, "_most", 1)  # what a run needs is there, whatever is kept
     assert torch.equal(fd.sample(small, plan, (2, *SHAPE), 0, steering=[fresh.at(1.0, (0.3, 80), "low", how="map")]), first)
