@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 __all__ = ["BASIS", "TOLERANCE", "VALUES", "Brownian", "Call", "Clip", "Draw", "NotLinear", "Signature", "Watch", "read",
            "thresholds_by_quantile", "vector"]
 
-BASIS, CHECKS = 32, 17  # places for basis vectors, and for checks: the first of these is 0 in all inputs
+BASIS, CHECKS = 128, 17  # places for basis vectors, and for checks: the first of these is 0 in all inputs
 LENGTH = BASIS + CHECKS
 TOLERANCE = 2e-5  # many schedulers compute in float32, and difference large numbers
 _DRAWS = {torch.randn: "randn", torch.randn_like: "randn_like"}
@@ -178,7 +178,7 @@ class Watch(TorchFunctionMode):
                 raise NotLinear("it thresholds more than one estimate")
             slot, self.next = self.next, self.next + 1
             most, ratio = float(config["sample_max_value"]), float(config["dynamic_thresholding_ratio"])
-            self.clip = Clip(slot, read(sample), 1.0, most, ratio)
+            self.clip = Clip(slot, read(sample), min(1.0, most), most, ratio)  # torch.clamp: the upper end wins
             return vector(slot, self.ndim, sample.dtype, self.size)
 
         return threshold_sample

@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Sequence
 
 import torch
-from diffusers import SchedulerMixin
+from diffusers import DiffusionPipeline, SchedulerMixin
 
 from .. import ops
 from ..checks import FLOATS, dense
@@ -85,6 +85,10 @@ def fuse(pipe_or_scheduler, noise: str = "torch", steering: Sequence = (), *, br
     steering = checked(steering)
     if isinstance(pipe_or_scheduler, SchedulerMixin):
         return _fused(pipe_or_scheduler, made, steering, pipe_or_scheduler)
+    parts = [name for name, part in getattr(pipe_or_scheduler, "__dict__", {}).items() if isinstance(part, DiffusionPipeline)]
+    if parts:
+        raise ValueError(f"{type(pipe_or_scheduler).__name__} steps the schedulers of its own pipelines: fuse {' and '.join(parts)}, "
+                         "one by one")
     scheduler = getattr(pipe_or_scheduler, "scheduler", None)
     if not isinstance(scheduler, SchedulerMixin):
         raise TypeError(
@@ -231,8 +235,11 @@ class _Fused(SteeredSteps):
             raise Unusual(f"sample is {what}: float32, float16 and bfloat16 of two dimensions or more are fused")
         if sample.device.type not in ops.BACKENDS:
             raise Unusual(f"sample is on {sample.device}: {' and '.join(ops.BACKENDS)} are fused")
+        run.look(self)
         if run.pending:
             run.settle(sample)
+        if torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0:
+            raise Unusual("functions of torch.func and forward-mode gradients go through the scheduler's own step")
         if run.kept and (run.kept[0].shape != sample.shape or run.kept[0].device != sample.device):
             kept = run.kept[0]
             raise ValueError(
@@ -267,6 +274,7 @@ class _Fused(SteeredSteps):
                 raise Unusual(f"{name} is {type(value).__name__}")
         return Call(len(shape), tuple(names), tuple(times), tuple(plain), generator), tensors, sample
 
+    @torch.compiler.disable  # it probes, and counts: nothing that may be traced
     def _fastdiff_step(self, args, kwargs):
         run = self.__dict__.get(OWN + "run")
         if run is None:
@@ -374,6 +382,9 @@ class _Fused(SteeredSteps):
             if run.brownian is not None:
                 self.__dict__["noise_sampler"] = run.brownian
             if run.kept or isinstance(why, NotLinear):
+                kept = [t.to(dtype) for t, dtype in zip(run.kept, run.node.dtypes)]  # as the scheduler itself has it
+                held = {name: run.node.attributes[name] for name in run.node.held if name not in run.pending}
+                self.__dict__.update(filled(held, kept))
                 run.own_step, run.kept = True, []
             else:
                 self.__dict__[OWN + "run"] = None  # this step only
@@ -389,7 +400,7 @@ class _Fused(SteeredSteps):
             self.__dict__[OWN + "said"].add(str(why))
             noise = " Its noise is torch's then." if self._fastdiff_noise == "philox" else ""
             warnings.warn(
-                f"{type(self).__name__}: the scheduler's own step is used, not the fused one: {why}.{noise}", stacklevel=4
+                f"{type(self).__name__}: the scheduler's own step is used, not the fused one: {why}.{noise}", stacklevel=5
             )
         return result
 

@@ -98,6 +98,7 @@ class Node:
         self.levels = None  # see levels.levels_of
         times = attributes.get("timesteps")
         self.times = times.tolist() if isinstance(times, torch.Tensor) and times.ndim == 1 else []
+        self.held = [name for name, value in attributes.items() if holds_slots(value)]
 
     def __deepcopy__(self, memo):
         return self  # never changed, only grown
@@ -152,7 +153,8 @@ class Node:
         if thresholds:
             shadow.__dict__["_threshold_sample"] = watch.threshold(shadow.config)
         elsewhere = torch.get_default_device().type != "cpu"
-        with torch.inference_mode(False), torch.no_grad(), torch.device("cpu") if elsewhere else nullcontext(), watch:
+        device = torch.device("cpu") if elsewhere else nullcontext()
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False), device, watch:
             arguments = call.arguments(watch.given, dtypes, size)
             out = getattr(self.parent, self.method)(shadow, **arguments)
         after = dict(shadow.__dict__)

@@ -170,7 +170,7 @@ def apply(row: Ready, values: list[torch.Tensor], like: torch.Tensor, draws, ban
     for part in row.parts:
         inputs = [values[k] for k in part.inputs]
         if part.threshold is not None and bounds is None:
-            bounds = torch.empty(len(like), 3, device=like.device)
+            bounds = torch.empty(len(like), 3, dtype=torch.float32, device=like.device)
             torch.ops.fastdiff.quantile_(None, bounds, inputs, part.coef, None, 0, None, *part.threshold)
         dtypes = row.dtypes[len(outputs) : len(outputs) + part.outputs]
         drawn = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
@@ -10,7 +12,7 @@ from ..checks import FLOATS
 from ..noise import as_seeds, stream_id
 from .calls import Draw
 from .probing import Node, Row, root
-from .state import Slot, mapped
+from .state import Slot, mapped, same
 
 __all__ = ["OWN", "Draws", "Run", "check_generators", "drawn", "drawn_as", "holds_latents"]
 
@@ -37,12 +39,29 @@ class Run:
             self.brownian, attributes["noise_sampler"] = attributes["noise_sampler"], None
         self.node: Node = root(cls._fastdiff_parent, cls._fastdiff_method, attributes)
         self.kept: list[torch.Tensor] = []
+        self.tables: dict = {}  # tensors among the attributes, and the number of changes in place that they had seen
+        self.watch(attributes)
         self.busy = False
         self.own_step = False
         self.ahead = False
 
+    def watch(self, attributes: dict):
+        for name, value in attributes.items():
+            if isinstance(value, torch.Tensor) and not value.is_inference():
+                self.tables[name] = value, value._version
+
+    def look(self, scheduler):
+        """What was changed in place since counts as set from outside: tables, and history replaced in its lists."""
+        now = scheduler.__dict__
+        if any(table._version != version for table, version in self.tables.values()):  # one may be a view of another
+            self.pending.update((name, table) for name, (table, _) in self.tables.items() if now.get(name) is table)
+        for name in self.node.held:
+            if name not in self.pending and not _stands(now.get(name), self.node.attributes[name], self.kept):
+                self.pending[name] = now.get(name)
+
     def settle(self, sample):
         """Takes up what was set from outside; tensors of the latent's shape are kept by the run."""
+        self.watch(self.pending)
         for name, value in self.pending.items():
             if name == "noise_sampler":
                 self.brownian = value
@@ -61,6 +80,19 @@ class Run:
                 name, value, self.node.dtypes + tuple(t.dtype for t in self.kept[len(self.node.dtypes) :])
             )
         self.pending = {}
+
+
+def _stands(value, expected, kept: list) -> bool:
+    """Whether a run's tensors stand where its state says."""
+    if isinstance(expected, Slot):
+        return value is kept[expected.index]
+    if isinstance(expected, (list, tuple, deque)):
+        return (
+            type(value) is type(expected)
+            and len(value) == len(expected)
+            and all(_stands(v, e, kept) for v, e in zip(value, expected))
+        )
+    return not isinstance(value, torch.Tensor) or same(value, expected)
 
 
 def holds_latents(value) -> bool:

@@ -133,3 +133,18 @@ def test_a_batch_through_a_network_that_mixes_nothing_but_its_last_bits():
     whole = pictures(pipe, {**options, "batch_size": 3}, [torch.Generator().manual_seed(s) for s in (4, 5, 6)])
     alone = pictures(pipe, {**options, "batch_size": 1}, [torch.Generator().manual_seed(5)])
     assert float((whole[1:2] - alone).abs().max()) < 1e-4
+
+
+def test_a_pipeline_of_pipelines_is_refused():
+    """As Kandinsky's and Würstchen's combined ones, which never step a scheduler of their own."""
+
+    class Combined(diffusers.DiffusionPipeline):
+        def __init__(self, first, second):
+            super().__init__()
+            self.register_modules(scheduler=second.scheduler)
+            self.prior_pipe, self.decoder_pipe = first, second
+
+    first, second = ddpm(), ddpm()
+    with pytest.raises(ValueError, match="steps the schedulers of its own pipelines: fuse prior_pipe and decoder_pipe, one by one"):
+        fd.integrations.diffusers.fuse(Combined(first, second))
+    assert type(second.scheduler).__name__ == "DDPMScheduler" and not hasattr(second.scheduler, "_fastdiff_plain")

@@ -147,7 +147,7 @@ def test_schedules(name, beta_schedule, no_own_step):
                      "prediction_type": "v_prediction", "timestep_spacing": "trailing"})  # fmt: skip
 
 
-FEWER = {"consistency": 40, "consistency clip": 40, "ipndm": 30}  # 40 is all they know; IPNDM never forgets an output
+FEWER = {"consistency": 40, "consistency clip": 40}  # 40 is all they know
 
 
 @pytest.mark.parametrize("name", LINEAR)
