@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-# Last, not first: the checkout's root also holds `kernels`, which must not hide a distribution of that name.
-ROOT = str(Path(__file__).parents[2])
-if ROOT not in sys.path:
-    sys.path.append(ROOT)
+import checkout  # noqa: F401  isort: skip
 
 from benchmarks.steering import fits
 from benchmarks.steering.world import Sampler, World

@@ -1,17 +1,11 @@
 """The checkout's networks, one thread for tiny ones, and an alignment."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from steering.classes import fitted
 
-# Last, not first: the checkout's root also holds `kernels`, which must not hide a distribution of that name.
-ROOT = str(Path(__file__).parents[2])
-if ROOT not in sys.path:
-    sys.path.append(ROOT)
+import checkout  # noqa: F401  isort: skip
 
 
 @pytest.fixture(autouse=True)

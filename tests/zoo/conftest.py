@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import gzip
 import struct
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-# Last, not first: the checkout's root also holds `kernels`, which must not hide a distribution of that name.
-ROOT = str(Path(__file__).parents[2])
-if ROOT not in sys.path:
-    sys.path.append(ROOT)
+import checkout  # noqa: F401  isort: skip
 
 from benchmarks.zoo import data
 
