@@ -13,13 +13,13 @@ import statistics
 import time
 from pathlib import Path
 
-import benchmarks.zoo.threads  # noqa: F401  isort: skip  (before torch)
 import torch
 
 import fastdiff as fd
 from benchmarks.steering.store import write_json
 from benchmarks.steering.studies import AMPLIFIED, LEVELS
 from benchmarks.zoo import unet
+from benchmarks.zoo.threads import keep_memory
 from fastdiff.ops import checked_device
 from fastdiff.steering import Concept, NoiseAlignment
 
@@ -78,4 +78,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    keep_memory()
     main()

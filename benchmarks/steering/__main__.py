@@ -24,6 +24,7 @@ from benchmarks.steering.run import Run, in_columns
 from benchmarks.steering.store import Differs, Stopped, check_context, write_json
 from benchmarks.steering.world import Sampler, World, load_world
 from benchmarks.zoo import data
+from benchmarks.zoo.threads import keep_memory
 from benchmarks.zoo.unet import WEIGHTS
 from fastdiff.noise import unknown
 from fastdiff.ops import checked_device
@@ -257,4 +258,5 @@ def finish(args: argparse.Namespace, results: dict, run: Run | None) -> int:
 
 
 if __name__ == "__main__":
+    keep_memory()
     sys.exit(main())
