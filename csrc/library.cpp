@@ -40,6 +40,7 @@ void project(StableIValue* stack, uint64_t, uint64_t) {
   const ProjectTensors tensors(stack);
   const ProjectArgs args = bind_project(tensors);
   if (args.batch == 0 || args.terms.count == 0) return;
+  const IeeeMode mode;  // a weight below the normal numbers is not 0
   check_rows(args);
   check_used("project_", args.terms, "basis", args.batch);
   launch_project(args);
@@ -49,6 +50,7 @@ void lift(StableIValue* stack, uint64_t, uint64_t) {
   const LiftTensors tensors(stack);
   const LiftArgs args = bind_lift(tensors);
   if (args.batch == 0 || args.numel == 0) return;
+  const IeeeMode mode;
   check_used("lift_", args.terms, "basis", args.batch);
   launch_lift(args);
 }
@@ -57,6 +59,7 @@ void edit(StableIValue* stack, uint64_t, uint64_t) {
   const EditTensors tensors(stack);
   const EditArgs args = bind_edit(tensors);
   if (args.batch == 0 || args.numel == 0) return;
+  const IeeeMode mode;
   check_used("edit_", args.terms, "bank", args.batch);
   launch_edit(args);
 }

@@ -43,6 +43,7 @@ class Given(Acting):
 
     def begin(self, setting: Setting) -> Given:
         self.plan, self._first, self._taken = noise_given(setting.plan)
+        self._held = {}  # an earlier run may have ended early
         self._slots = max(map(len, self._taken))
         rows = [(address, r) for r, sums in enumerate(self._taken) for terms in sums for address in terms]
         self._last = dict(rows)  # the last row that takes a draw
@@ -54,7 +55,7 @@ class Given(Acting):
         if not self._first:
             return init
         added = self._sum(self._first)
-        return added if init is None else init.to(added) + added
+        return added if init is None else init.to(added.device, torch.float32) + added
 
     def outputs(self, run, evaluate: Callable[[], tuple]) -> tuple:
         outputs, row = evaluate(), run.row
@@ -71,8 +72,11 @@ class Given(Acting):
     def _drawn(self, address: Noise) -> torch.Tensor:
         if address not in self._held:
             drawn = self._draws_like(self._like) if self._draws_like else self._noise(address.stream, address.draw)
-            drawn = checked_output(drawn, self._like.shape, "noise").to(self._like.device)
-            drawn = drawn.float() if drawn.dtype == torch.float64 else drawn
+            checked_output(drawn, self._like.shape, "noise")
+            if drawn.layout != torch.strided:
+                raise TypeError(f"noise returned a tensor of layout {drawn.layout}: torch.strided is taken")
+            dtype = torch.float32 if drawn.dtype == torch.float64 else drawn.dtype
+            drawn = drawn.to(self._like.device, dtype, copy=not self._draws_like)  # the function may fill its tensor again
             if drawn.dtype not in FLOATS:
                 raise TypeError(f"noise returned {drawn.dtype}: torch.float32, torch.float16, torch.bfloat16 or torch.float64 is taken")
             self._held[address] = drawn

@@ -26,7 +26,7 @@ def _check_row(row, row_index, rows, batch):
     _need_dtype(_OP, "row", row, *INTEGERS)
     if _shape(row) not in ((), (batch,)):
         raise ValueError(f"{_OP}: row has shape {_shape(row)}: () or (batch,) = ({batch},) is taken")
-    if row.is_cpu and row.numel() and not 0 <= int(row.min()) <= int(row.max()) < rows:
+    if row.is_cpu and batch and row.numel() and not 0 <= int(row.min()) <= int(row.max()) < rows:
         raise ValueError(f"{_OP}: row holds {int(row.min())} to {int(row.max())}: coef has rows 0 to {rows - 1}")
 
 

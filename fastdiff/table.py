@@ -195,11 +195,13 @@ class Plan:
     def _once(self, key, make) -> "Plan":
         """A variation, made once for each key, of the last few keys: plans do not change, and every run asks again."""
         made = self.__dict__.setdefault("_variations", {})
-        if key not in made:
-            made[key] = make()
-            while len(made) > 8:
-                made.pop(next(iter(made)))
-        return made[key]
+        plan = made.get(key)
+        if plan is None:
+            plan = make()
+            for old in list(made)[:-7]:  # room for one more of 8; another thread may have been here
+                made.pop(old, None)
+            made[key] = plan
+        return plan
 
     # ---- variations
 

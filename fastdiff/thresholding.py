@@ -17,9 +17,14 @@ _LAYOUT = Layout(1, 1)
 
 def _table(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """One row: y = d = clip(x)."""
-    coef = torch.zeros(1, _LAYOUT.width)
+    coef = torch.zeros(1, _LAYOUT.width, dtype=torch.float32)
     coef[0, 0] = coef[0, _LAYOUT.y(0) + 1] = 1
     return coef.to(device), torch.tensor([[NO_SLOT, CLIP, 0, NO_SLOT]], dtype=torch.int32).to(device)
+
+
+def _refuse_gradients(name: str, x: torch.Tensor) -> None:
+    if torch.is_grad_enabled() and x.requires_grad:
+        raise ValueError(f"x requires gradients, which {name} does not have: x.detach() is taken, or torch.no_grad()")
 
 
 def quantile(x: torch.Tensor, q: float) -> torch.Tensor:
@@ -29,8 +34,10 @@ def quantile(x: torch.Tensor, q: float) -> torch.Tensor:
     Returns (B,) float32; NaN for a sample with NaN. Beyond 2^24 elements, where torch ends, the rank q (n - 1) is taken in float64.
     Raises ``ValueError`` for what cannot be taken.
     """
-    out = torch.empty(x.shape[:1], device=x.device)
-    torch.ops.fastdiff.quantile_(out, None, [dense(x)], torch.ones(1, 1, device=x.device), None, 0, None, q, 1.0, 1.0)
+    _refuse_gradients("quantile", x)
+    out = torch.empty(x.shape[:1], dtype=torch.float32, device=x.device)
+    one = torch.ones(1, 1, dtype=torch.float32, device=x.device)
+    torch.ops.fastdiff.quantile_(out, None, [dense(x)], one, None, 0, None, q, 1.0, 1.0)
     return out
 
 
@@ -42,8 +49,9 @@ def dynamic_threshold(x: torch.Tensor, ratio: float = 0.995, high: float = 1.0, 
     and multiplied, so that a value may differ from that of a division in its last bit. A sample with NaN becomes NaN. Raises
     ``ValueError`` for what cannot be taken.
     """
+    _refuse_gradients("dynamic_threshold", x)
     x = dense(x)
-    out, clip = torch.empty_like(x), torch.empty(*x.shape[:1], 3, device=x.device)
+    out, clip = torch.empty_like(x), torch.empty(*x.shape[:1], 3, dtype=torch.float32, device=x.device)
     coef, meta = _table(x.device)
     op = torch.ops.fastdiff
     op.quantile_(None, clip, [x], coef, None, 0, None, ratio, low, high)

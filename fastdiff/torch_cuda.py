@@ -110,7 +110,7 @@ class TorchCudaGenerator:
             raise ValueError(f"std is {std}: a number of 0 or more is taken")
         if x.numel() * x.element_size() > _LARGEST:
             raise ValueError(f"{tuple(x.shape)} of {x.dtype} is more than torch draws at once: up to 2^31 - 1 bytes are taken")
-        if x.numel() == 0:
+        if x.numel() == 0 or x.is_meta:
             return x
         values = self._normals64(x.numel()) if x.dtype == torch.float64 else self._normals(x.numel())
         if (mean, std) != (0.0, 1.0):
@@ -121,6 +121,8 @@ class TorchCudaGenerator:
 
     def words(self, count: int) -> np.ndarray:
         """(count,) uint32: the word of each element, as a draw of 32-bit integers has it on that GPU (``x.random_()``)."""
+        if _count("count", count) < 0:
+            raise ValueError(f"count is {count}: 0 or more is taken")
         rounds = [words.reshape(-1) for words in self._fours(count, 4)] if count else [np.empty(0, np.uint32)]
         return np.concatenate(rounds)[:count]
 
@@ -174,13 +176,17 @@ class _Everywhere(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func not in _DRAWS or kwargs.get("generator") is not None:
             return func(*args, **kwargs)
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            raise RuntimeError("everywhere() does not draw inside of torch.func transforms such as vmap: draw outside of them")
         kwargs.pop("generator", None)
         if func is torch.Tensor.normal_:
             return self._generator.normal_(*args, **kwargs)
+        if func is torch.nn.init.normal_:
+            return self._generator.normal_(kwargs.pop("tensor"), **kwargs)
         return self._generator.normal_(_DRAWS[func](*args, **kwargs))
 
 
-_DRAWS = {torch.randn: torch.empty, torch.randn_like: torch.empty_like, torch.Tensor.normal_: None}
+_DRAWS = {torch.randn: torch.empty, torch.randn_like: torch.empty_like, torch.Tensor.normal_: None, torch.nn.init.normal_: None}
 
 
 def _count(name: str, value) -> int:

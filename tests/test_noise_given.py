@@ -137,3 +137,17 @@ def test_wrong_use_is_refused():
         sampled(inpaint, noise=philox, known=torch.zeros(SHAPE), mask=torch.ones(1, 1, 4, 4))
     with pytest.raises(TypeError, match="steering is int"):
         sampled(noise=philox, steering=3)
+
+
+def test_a_function_may_fill_one_tensor_again_and_a_run_may_end_early():
+    plan, shape = fd.plan("seeds_3", schedule="edm", prediction="denoised", steps=4), (2, 1, 4, 4)
+    model = lambda x, sigma: x / (1 + sigma.view(-1, 1, 1, 1) ** 2)
+    drawn, buffer = {}, torch.empty(shape)
+
+    def kept(stream, draw):
+        return drawn.setdefault((stream, draw), torch.randn(shape))
+
+    expected = fd.sample(model, plan, shape, 0, noise=kept)
+    assert torch.equal(fd.sample(model, plan, shape, 0, noise=lambda *at: buffer.copy_(kept(*at))), expected)
+    with pytest.raises(TypeError, match="layout"):
+        fd.sample(model, plan, shape, 0, noise=lambda *at: kept(*at).to_sparse())

@@ -96,3 +96,17 @@ def test_in_a_step_no_estimate_is_written():
     s = s[:, None, None, None]
     expected = sum(c * v for c, v in zip(y, slots)) + coef[r, layout.y(0) + layout.inputs] * (d.clamp(-s, s) / s)
     assert torch.allclose(outputs[0], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("function", [quantile, dynamic_threshold])
+def test_gradients_are_refused_and_default_dtypes_do_not_matter(function):
+    x = torch.randn(3, 40)
+    expected = function(x, 0.9)
+    with pytest.raises(ValueError, match="x requires gradients"):
+        function(x.clone().requires_grad_(), 0.9)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.no_grad():
+            assert torch.equal(function(x.clone().requires_grad_(), 0.9), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -216,3 +216,20 @@ def test_wrong_draws_are_refused():
     with pytest.raises(ValueError, match="seeds holds 18446744073709551616"):
         TorchCudaGenerator(2**64, "A100")
     assert generator.get_offset() == 0
+
+
+def test_a_refused_draw_leaves_the_generator_as_it_was():
+    generator, fresh = TorchCudaGenerator(0, "A100"), TorchCudaGenerator(0, "A100")
+    for count in (2.5, -1):
+        with pytest.raises((TypeError, ValueError), match="count"):
+            generator.words(count)
+    generator.normal_(torch.empty(7, device="meta"))
+    assert torch.equal(generator.randn(9), fresh.randn(9)) and generator.get_offset() == fresh.get_offset()
+
+
+def test_everywhere_in_initialisations_and_transforms():
+    with TorchCudaGenerator(0, "A100").everywhere():
+        made = torch.nn.init.normal_(torch.empty(9), std=2.0)
+        with pytest.raises(RuntimeError):
+            torch.vmap(lambda x: x + torch.randn(3), randomness="different")(torch.zeros(4, 3))
+    assert torch.allclose(made, 2 * TorchCudaGenerator(0, "A100").randn(9))

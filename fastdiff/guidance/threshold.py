@@ -90,6 +90,9 @@ class Thresholding(Acting):
         return (*evaluate(), self._estimate)
 
     def _check_after(self, plan: Plan) -> None:
+        if "uncond" in plan.inputs and "uncond" not in self.plan.inputs:
+            raise ValueError("an action after dynamic_threshold brings guidance by a second output (classifier_free, or a concept "
+                             "with a scale), which the thresholded estimate would not have: put it before")
         for name in plan.inputs[len(self.plan.inputs) :]:
             if plan.coef[self._acts, plan.slots.index(name)].any():
                 raise ValueError(f"an action after dynamic_threshold adds to the estimate (an input {name!r}), which would not "

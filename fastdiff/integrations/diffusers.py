@@ -210,6 +210,9 @@ class _Fused(SteeredSteps):
         for name in _SHARED:
             if name in self.__dict__:
                 memo[id(self.__dict__[name])] = self.__dict__[name]
+        injected = self.__dict__.get(OWN + "injected")
+        if injected is not None and id(injected.network) in memo:  # the pipeline is copied, with its network
+            memo[id(injected)] = injected.of(memo[id(injected.network)])
         twin.__dict__.update((name, copy.deepcopy(value, memo)) for name, value in self.__dict__.items())
         return twin
 

@@ -45,7 +45,7 @@ class Injected:
     """
 
     def __init__(self, injections: Sequence[Injection], network: torch.nn.Module):
-        self._network, self._injections = network, []
+        self.network, self._injections = network, []
         for injection in injections:
             concept = injection.concept
             if hasattr(concept, "check"):
@@ -60,12 +60,31 @@ class Injected:
     def begin(self, scheduler, plan: Plan, place) -> None:
         """A run begins. place: a function of the scheduler and the timestep that the network is called with."""
         self.end()
+        other = getattr(self.network.__dict__.get("forward"), "__self__", None)
+        if isinstance(other, Injected):  # of a run that ended early, or that this one replaces
+            other.end()
         self._scheduler, self._plan, self._place = weakref.ref(scheduler), plan, place
         self._acting: dict = {}
-        self._before = self._network.__dict__.get("forward")
-        self._forward = self._network.forward
-        self._network.__dict__["forward"] = self._call
+        self._before = self.network.__dict__.get("forward")
+        self._forward = self.network.forward
+        self.network.__dict__["forward"] = self._call
         self._installed = True
+
+    def check(self, scheduler) -> None:
+        """Raises ``RuntimeError`` where a run goes on without its concepts."""
+        if not self._installed or self._scheduler() is not scheduler:
+            raise RuntimeError("the concepts of this run act no more (another run began on the network, a call of it failed, or the "
+                               "run is over): set_timesteps begins another run")
+        if not self._acting:
+            raise RuntimeError("the network of the concepts was not called in this run: where the pipeline calls another one by now, "
+                               "fuse(pipe, steering=...) again")
+
+    def of(self, network: torch.nn.Module) -> Injected:
+        """The same concepts in a copy of the network."""
+        twin = object.__new__(Injected)
+        twin.__dict__.update(self.__dict__, network=network, _installed=False, _busy=False, _acting={},
+                             _injections=[replace(one, network=network) for one in self._injections])
+        return twin
 
     def end(self, scheduler=None) -> None:
         """The network is what it was. scheduler: only if its run is the one that acts."""
@@ -75,11 +94,11 @@ class Injected:
         for acting in self._acting.values():
             for one in reversed(acting):
                 one.close()
-        if self._network.__dict__.get("forward") == self._call:  # else somebody has wrapped it since: then it passes calls on
+        if self.network.__dict__.get("forward") == self._call:  # else somebody has wrapped it since: then it passes calls on
             if self._before is None:
-                del self._network.__dict__["forward"]
+                del self.network.__dict__["forward"]
             else:
-                self._network.__dict__["forward"] = self._before
+                self.network.__dict__["forward"] = self._before
         self._acting = {}
 
     # ---- a call of the network
@@ -88,20 +107,21 @@ class Injected:
         scheduler = self._scheduler() if self._installed and not self._busy else None
         if scheduler is None:
             return self._forward(*args, **kwargs)
-        given = self._parameters.bind_partial(self._network, *args, **kwargs).arguments
-        floating = (v for v in list(given.values())[1:] if isinstance(v, torch.Tensor) and v.is_floating_point())
-        sample = next(floating)
-        place = self._place(scheduler, given.get("timestep"))
         kept = []
 
         def evaluate():
-            out = self._network.forward(*args, **kwargs)
+            out = self.network.forward(*args, **kwargs)
             kept.append(out)
             return (out[0],)
 
-        now = SimpleNamespace(plan=self._plan, row=place, x=sample)
         self._busy = True
         try:
+            given = self._parameters.bind_partial(self.network, *args, **kwargs).arguments
+            floating = (v for v in list(given.values())[1:] if isinstance(v, torch.Tensor) and v.is_floating_point())
+            sample = next(floating, None)
+            if sample is None:
+                raise TypeError("the network was called without a floating tensor: its concepts are for one")
+            now = SimpleNamespace(plan=self._plan, row=self._place(scheduler, given.get("timestep")), x=sample)
             (output,) = self._acting_on(sample)[0].outputs(now, evaluate)
         except BaseException:
             self._busy = False
@@ -120,7 +140,7 @@ class Injected:
         size = len(sample)
         if size not in self._acting:
             acting: list = []
-            setting = Setting(self._plan, tuple(sample.shape), size, self._network, sample.device, sample.dtype)
+            setting = Setting(self._plan, tuple(sample.shape), size, self.network, sample.device, sample.dtype)
             for injection in self._injections:
                 weight = torch.as_tensor(injection.weight, dtype=torch.float32)
                 count = weight.numel() if weight.ndim == 1 else 1

@@ -247,6 +247,8 @@ class SteeredSteps:
             injected = self.__dict__.get(OWN + "injected")
             if injected is not None:
                 injected.begin(self, steered.plan, _place_of_call)
+        elif OWN + "injected" in self.__dict__:
+            self.__dict__[OWN + "injected"].check(self)
         return steered
 
     def _fastdiff_taken(self, steered: Steered, place: int) -> None:

@@ -10,6 +10,7 @@ and no second call. Wang, Belkin and Wang, "General and Efficient Steering of Un
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -142,8 +143,8 @@ class NoiseAlignment:
 
 
 def faster(columns: int, free: int, values: int, device: torch.device) -> str:
-    """The way of a run with so many directions, free columns of the bank and values of a sample. It does not depend on the batch,
-    and so neither do the bits. On a GPU a matrix is made in no time; on a CPU in that of a thousand samples, who asks for it."""
+    """The way of a run with so many directions (of the targets in use), free columns of the bank and values of a sample. It does
+    not depend on the size of the batch, and so neither do the bits. On a GPU a matrix is made in no time; on a CPU in that of a thousand samples, who asks for it."""
     if columns <= min(free, BANK_COLUMNS):
         return "bank"
     return "map" if device.type == "cuda" and values < MAX_TERMS and 2 * columns > values + 1 else "lift"
@@ -178,9 +179,11 @@ class Alignment:
         targets = {names[i]: self.alignment.targets[names[i]] for i in used.tolist() or [0]}
         if self.how == "map":
             return self._mapped(setting, rows, targets, weight, which)
+        rank, gain = _checked(self.rank, self.gain)
+        device = torch.empty(0, device=setting.device).device  # with its number
         table = self.alignment._tables.get(
-            (*targets, rows.tobytes(), plan.sigmas.tobytes(), plan.input_scales.tobytes(), self.rank, self.gain, setting.device),
-            lambda: _table(full, targets, plan, rows, self.rank, self.gain).on(setting.device))
+            (*targets.values(), rows.tobytes(), plan.sigmas.tobytes(), plan.input_scales.tobytes(), rank, gain, device),
+            lambda: _table(full, targets, plan, rows, rank, gain).on(device))
         columns, free = table.index.shape[1], LIMITS["bank"] - plan.bank
         how = self.how or faster(columns, free, full.mean.numel(), setting.device)
         if how == "map":
@@ -194,7 +197,7 @@ class Alignment:
         return {"bank": _Banked, "lift": _Lifted}[how](setting, rows, table, weight, which)
 
     def _mapped(self, setting, rows, targets, weight, which) -> Mapped:
-        full, plan, device = self.alignment.full, setting.plan, setting.device
+        full, plan, device = self.alignment.full, setting.plan, torch.empty(0, device=setting.device).device
         values = full.mean.numel()
         if values >= MAX_TERMS:
             raise ValueError(f"a sample has {values} values, how='map' takes {MAX_TERMS - 1} at most: how='lift' is taken")
@@ -203,7 +206,7 @@ class Alignment:
         ranks = np.stack([_ranks(name, g, levels, self.rank, self.gain) for name, g in gaussians.items()], 1)
         maps: list = [None] * len(plan)
         for row, level, own in zip(np.flatnonzero(rows).tolist(), levels.tolist(), ranks.tolist()):
-            key = (*targets, level, *own, device)
+            key = (*targets.values(), level, *own, device)
             maps[row] = self.alignment._maps.get(key, lambda: affine(full, list(targets.values()), level, own, device))
         return Mapped(setting, rows, maps, weight, which, len(targets))
 
@@ -224,18 +227,27 @@ class _Table:
         return replace(self, vectors=self.vectors.to(device), gain=self.gain.to(device), offset=self.offset.to(device))
 
 
+def _checked(rank, gain) -> tuple[int | None, float]:
+    try:
+        number = None if rank is None else operator.index(rank)
+    except TypeError:
+        number = -1
+    if isinstance(rank, bool) or number is not None and number < 0:
+        raise ValueError(f"rank is {rank!r}: an int of 0 or more is taken")
+    if rank is None and not 0 <= gain < 1:
+        raise ValueError(f"gain is {gain!r}: a number from 0 to below 1 is taken")
+    return number, float(gain)
+
+
 def _ranks(name, gaussian: Gaussian, levels: np.ndarray, rank: int | None, gain: float) -> np.ndarray:
     """How many directions each level takes: at the lowest those whose gain is above ``gain``, at the others the fewest that
     lose no more than is lost there (``Gaussian.tails``); or ``rank`` everywhere."""
     all_of_it = gaussian.rest <= 1e-9 * gaussian.variance
+    rank, gain = _checked(rank, gain)
     if rank is not None:
-        if isinstance(rank, bool) or not hasattr(rank, "__index__") or rank < 0:
-            raise ValueError(f"rank is {rank!r}: an int of 0 or more is taken")
         if rank > gaussian.rank and not all_of_it:
             raise ValueError(f"rank is {rank}: {name} was fitted with {gaussian.rank} directions")
         return np.full(len(levels), min(int(rank), gaussian.rank))
-    if not 0 <= gain < 1:
-        raise ValueError(f"gain is {gain!r}: a number from 0 to below 1 is taken")
     low = float(levels.min())
     at_low = gaussian.gains(low)
     enough = gaussian.about.get("enough")
@@ -305,8 +317,8 @@ class _Projected(Acting):
         device, size, columns = setting.device, setting.size, table.index.shape[1]
         self._rows, self._table, self._weight, self._which = rows.tolist(), table, weight, which
         self._vectors, self._gain, self._offset = table.vectors, table.gain, table.offset
-        self._index = table.index[:1].to(device).expand(size, columns).contiguous()
-        self._own = torch.zeros(size, columns, device=device)
+        self._index = table.index[:1].to(device).repeat(size, 1)
+        self._own = torch.zeros(size, columns, dtype=torch.float32, device=device)
         # Where all samples have one target, term m is vector m, and no index is read.
         self._given = self._index if len(table.index) > 1 else None
 
@@ -341,7 +353,7 @@ class _Lifted(_Projected):
         super().__init__(setting, rows, table, weight, which)
         self.plan = setting.plan.with_input(fresh_name("steer", setting.plan), d=rows.astype(np.float64))
         self._along = torch.empty_like(self._own)
-        self._sum = torch.empty(setting.size, *setting.shape[1:], device=setting.device)
+        self._sum = torch.empty(setting.size, *setting.shape[1:], dtype=torch.float32, device=setting.device)
 
     def outputs(self, run, evaluate) -> tuple:
         outputs = evaluate()

@@ -35,7 +35,8 @@ __all__ = ["Branch", "inside_compiled"]
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 _found: WeakKeyDictionary[torch.nn.Module, dict] = WeakKeyDictionary()
-"""By network and blocks, the names of the modules worth keeping: found by a first evaluation, which looks at all of them."""
+"""By network and blocks, the names of the modules worth keeping, found by a first evaluation, which looks at all of them; and of
+those that it called."""
 
 
 class Branch:
@@ -62,7 +63,7 @@ class Branch:
         self._network = network
         self._names = {module: name for name, module in network.named_modules()}
         self._compiled = inside_compiled(network)
-        found = _found.get(network, {}).get(tuple(blocks), set())
+        found, self._called = _found.get(network, {}).get(tuple(blocks), (set(), set()))
         known = {module for module, name in self._names.items() if name in found and module not in self._compiled}
         self._outermost = known or None  # None: not known yet
         self._warned = False
@@ -84,7 +85,8 @@ class Branch:
             as_before = self._outermost is None or kept == self._outermost
             self._outermost = kept if as_before else None  # called in another way: all of them are looked at next time
             found = {self._names[module] for module in self._outermost or ()}
-            _found.setdefault(self._network, {})[tuple(self._names[block] for block in self._blocks)] = found
+            self._called = self._called | {self._names[module] for module in recorder.called} if as_before else set()
+            _found.setdefault(self._network, {})[tuple(self._names[block] for block in self._blocks)] = found, self._called
 
     @contextmanager
     def second(self):
@@ -110,7 +112,9 @@ class Branch:
     def _watched(self):
         if self._outermost is None:
             return [m for m in self._names if m not in self._compiled]
-        return {*self._outermost, *self._blocks, self._network}
+        # Modules that the finding evaluation did not call may be called now: they are looked at too.
+        others = {m for m, name in self._names.items() if name not in self._called and m not in self._compiled}
+        return {*others, *self._outermost, *self._blocks, self._network}
 
     def _warn(self, reason):
         if not self._warned:
@@ -262,6 +266,7 @@ class _Recorder(_Evaluation):
     def __init__(self, network, blocks):
         super().__init__(network, _Frame())
         self._blocks = set(blocks)
+        self.called: set[torch.nn.Module] = set()
         self.frames = [self._outside]
 
     def _entered(self, args, kwargs):
@@ -272,6 +277,7 @@ class _Recorder(_Evaluation):
     def _of_module(self, module, forward):
         def call(*args, **kwargs):
             frame = self._frame
+            self.called.add(module)
             if frame.reached or frame is self._outside and any(f.reached for f in self.frames):
                 return forward(*args, **kwargs)
             given = _Values((args, kwargs))

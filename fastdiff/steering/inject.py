@@ -122,7 +122,8 @@ class Edit:
             weight = weight.repeat(len(h) // len(weight), 1)
         order = _order(h)
         if self.directions.device != h.device or not self.directions.is_contiguous(memory_format=order):
-            self.directions = self.directions.to(h.device, memory_format=order)
+            with torch.inference_mode(False):  # a later evaluation may save them for its gradient
+                self.directions = self.directions.to(h.device, memory_format=order)
         return _Edited.apply(h, self.directions, weight.to(h.device, torch.float32))
 
 

@@ -10,6 +10,7 @@ float64, once: what has been made stays with the alignment.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
@@ -39,15 +40,21 @@ class Kept:
 
     def __init__(self, most: int, size: Callable = _one):
         self._most, self._size, self._values = most, size, OrderedDict()
+        self._lock = threading.Lock()
+
+    def __reduce__(self):  # copies and pickles make their own again
+        return Kept, (self._most, self._size)
 
     def get(self, key, make: Callable):
         """The value of a key; ``make()`` where there is none."""
-        if key not in self._values:
-            self._values[key] = make()
-        self._values.move_to_end(key)
-        while len(self._values) > 1 and sum(map(self._size, self._values.values())) > self._most:
-            self._values.popitem(last=False)
-        return self._values[key]
+        with self._lock:
+            if key not in self._values:
+                with torch.inference_mode(False):  # what uses it next may not be in one
+                    self._values[key] = make()
+            self._values.move_to_end(key)
+            while len(self._values) > 1 and sum(map(self._size, self._values.values())) > self._most:
+                self._values.popitem(last=False)
+            return self._values[key]
 
 
 def maps_kept() -> Kept:
@@ -82,15 +89,17 @@ class Mapped(Acting):
         self._maps, self._weight, self._which = maps, weight, which
         self._scales = np.divide(1, setting.plan.input_scales, out=np.zeros(len(rows)), where=rows).tolist()
         n = int(np.prod(shape))
-        self._own = torch.zeros(size, 1, device=device)
-        self._terms = torch.zeros(size, n + 1, device=device)
+        self._own = torch.zeros(size, 1, dtype=torch.float32, device=device)
+        self._terms = torch.zeros(size, n + 1, dtype=torch.float32, device=device)
         self._columns = torch.arange(n + 1, device=device) if targets > 1 else None
         self._index = None
-        self._sum = torch.empty(size, *shape, device=device)
+        self._sum = torch.empty(size, *shape, dtype=torch.float32, device=device)
 
     def select(self, index: torch.Tensor) -> None:
         self._own.copy_(self._weight[index, None])
         self._terms[:, -1:] = self._own
+        still = self._weight[index] == 0
+        self._still = still.nonzero()[:, 0].to(self._own.device) if still.any() else None
         if self._columns is not None:  # where all samples have one target, term m is row m
             first = self._which[index] * len(self._columns)
             self._index = first.to(self._columns.device)[:, None] + self._columns
@@ -100,5 +109,7 @@ class Mapped(Acting):
         row = run.row
         if self._maps[row] is not None:
             torch.mul(run.model_input.flatten(1), self._own * self._scales[row], out=self._terms[:, :-1])
+            if self._still is not None:  # 0 times infinity is NaN
+                self._terms.index_fill_(0, self._still, 0.0)
             torch.ops.fastdiff.lift_(self._sum, self._maps[row], self._index, self._terms)
         return (*outputs, self._sum)

@@ -187,3 +187,26 @@ def test_sums_of_samples_that_share_their_terms(ops, isa, threads, batch, index)
         ops.lift_(out, torch.from_numpy(basis), None if rows is None else torch.from_numpy(rows), torch.from_numpy(used))
         expected = lift(basis, rows, used)
         assert np.array_equal(out.numpy().view(np.int32), expected.view(np.int32)), n
+
+
+@pytest.mark.parametrize("op", ["lift_", "project_", "edit_"])
+@pytest.mark.parametrize("batch", [1, 8, 16])
+def test_weights_below_the_normal_numbers_count_in_every_mode(ops, isa, flushing, op, batch):
+    """With denormals flushed they would compare equal to 0, and an index that is not looked at would be read."""
+    weight = torch.full((batch, 1), 5, dtype=torch.int32).view(torch.float32)
+    basis, out, wrong = torch.full((1, 40), 1e38), torch.empty(batch, 40), torch.full((batch, 1), 10**6)
+    one = torch.ones(1, 1)
+    flushing(True)
+    if op == "lift_":
+        ops.lift_(out, basis, None, weight)
+    with pytest.raises((RuntimeError, ValueError), match="index|1000000"):
+        if op == "lift_":
+            ops.lift_(torch.empty(batch, 40), basis, wrong, weight)
+        elif op == "edit_":
+            ops.edit_(torch.empty(batch, 40), torch.ones(batch, 40), basis, wrong, weight)
+        else:
+            ops.project_(torch.empty(batch, 1), torch.ones(batch, 40), basis, wrong, one, one, weight, None, 0)
+    flushing(False)
+    if op == "lift_":
+        expected = lift(basis.numpy(), None, weight.numpy())
+        assert expected.all() and np.array_equal(out.numpy().view(np.int32), expected.view(np.int32))

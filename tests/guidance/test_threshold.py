@@ -222,3 +222,10 @@ def test_a_concept_before_it_is_thresholded():
     got = fd.sample(model, plan_of(w=None), SHAPE, 0, steering=[action, dynamic_threshold(0.9)])
     assert got.abs().max() <= 1
     assert not same(got, fd.sample(model, plan_of(w=None), SHAPE, 0, steering=[dynamic_threshold(0.9)]))
+
+
+def test_a_second_output_after_it_is_refused():
+    amplified = concept()
+    amplified = type(amplified)(amplified.concept, amplified.weight, scale=2.0, network=amplified.network)
+    with pytest.raises(ValueError, match="brings guidance by a second output"):
+        fd.sample(conditional, plan_of(w=None), SHAPE, 0, steering=[dynamic_threshold(0.9), amplified])

@@ -1,6 +1,7 @@
 """Concepts in the network of a diffusers pipeline, against networks that are edited by hand."""
 
 import contextlib
+import copy
 import warnings
 from types import SimpleNamespace
 
@@ -231,3 +232,38 @@ def test_a_timestep_that_is_not_of_the_schedule():
     fused.set_timesteps(5)
     with pytest.raises(ValueError, match="timestep 33.0 is none of scheduler.timesteps"):
         network(torch.ones(2, 5, 6), timestep=torch.full((2,), 33.0))
+
+
+def test_two_pipelines_with_concepts_share_a_network():
+    """One of them was left in the middle of its run."""
+    net = unet()
+    alone = [pictures(fuse(diffusers.DDIMPipeline(unet(), SCHEDULERS["ddim"]()), steering=[Injection(concept(i), 0.5)])) for i in (0, 1)]
+    first, second = (fuse(diffusers.DDIMPipeline(net, SCHEDULERS["ddim"]()), steering=[Injection(concept(i), 0.5)]) for i in (0, 1))
+    first.scheduler.set_timesteps(6)
+    assert torch.equal(pictures(second), alone[1]) and torch.equal(pictures(first), alone[0])
+    assert "forward" not in net.__dict__ and not torch.equal(*alone)
+
+
+def test_a_run_that_goes_on_without_its_concepts_is_refused():
+    pipe = fuse(pipeline(), steering=[Injection(concept(), 0.5)])
+    expected = pictures(pipe)
+    pipe.unet = unet()
+    with pytest.raises(RuntimeError, match="the network of the concepts was not called"):
+        pictures(pipe)
+
+    pipe, x = fuse(pipeline(), steering=[Injection(concept(), 0.5)]), torch.randn(2, 3, 8, 8)
+    pipe.scheduler.set_timesteps(6)
+    t = pipe.scheduler.timesteps[0]
+    with pytest.raises(TypeError):
+        pipe.unet()
+    assert "forward" not in pipe.unet.__dict__
+    with pytest.raises(RuntimeError, match="set_timesteps begins another run"):
+        pipe.scheduler.step(pipe.unet(x, t).sample, t, x)
+    assert torch.equal(pictures(pipe), expected)
+
+
+def test_a_copied_pipeline_has_its_concepts_in_the_copied_network():
+    pipe = fuse(pipeline(), steering=[Injection(concept(), 0.5)])
+    twin = copy.deepcopy(pipe)
+    assert twin.unet is not pipe.unet and torch.equal(pictures(twin), pictures(pipe))
+    assert not torch.equal(pictures(twin), pictures(pipeline()))

@@ -2,6 +2,7 @@
 
 import math
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def test_a_sample_depends_on_itself_only(na, name, how):
     for b in range(5):  # one by one, and of another number of targets
         alone = fd.sample(small, plan, (1, *SHAPE), seeds[b : b + 1], steering=[na.at(weights[b], target=targets[b], **options)])
         assert torch.equal(alone[0], whole[b]), b
-    for size in (2, 3, 7):
+    for size in (1, 2, 3, 7, 5):
         parts = fd.sample(small, plan, (5, *SHAPE), seeds, batch_size=size, steering=[na.at(weights, target=targets, **options)])
         assert torch.equal(parts, whole), size
 
@@ -157,6 +158,53 @@ def test_under_another_default_device(na):
     expected = run()
     with torch.device("meta"):
         assert torch.equal(run(), expected)
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_what_is_kept_is_that_of_the_targets_there_are(na, how):
+    """What runs made for one another neither changes nor outlives what it was made of, nor goes along in copies."""
+    plan, options = made("euler"), {"window": (0.3, 80), "rank": 3, "how": how}
+    own = NoiseAlignment(na.full, dict(na.targets))
+
+    def run(alignment=own, **more):
+        return fd.sample(small, plan, (3, *SHAPE), 0, steering=[alignment.at(1.0, target=["low", "high", "low"], **options)], **more)
+
+    with torch.inference_mode():
+        first = run(batch_size=1)
+    assert torch.equal(run(), first) and torch.equal(run(pickle.loads(pickle.dumps(own))), first)
+    assert len(pickle.dumps(own)) == len(pickle.dumps(NoiseAlignment(na.full, dict(na.targets))))
+    own.targets["low"] = own.targets["3"]
+    expected = run(NoiseAlignment(own.full, dict(own.targets)))
+    assert torch.equal(run(), expected) and not torch.equal(expected, first)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(torch.equal(image, expected) for image in pool.map(lambda _: run(), range(12)))
+    for rank in (True, 1.0, np.array(1.0)):
+        with pytest.raises(ValueError, match="rank is"):
+            fd.sample(small, plan, (3, *SHAPE), 0, steering=[own.at(1.0, target="low", **options | {"rank": rank})])
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_under_another_default_dtype(na, how):
+    plan, steering = made("heun"), [na.at([1.0, 0.0, 2.0], (0.3, 80), ["low", "high", 3], rank=2, how=how)]
+    expected = fd.sample(small, plan, (3, *SHAPE), 0, steering=steering)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(fd.sample(small, plan, (3, *SHAPE), 0, steering=steering), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_weight_of_zero_reads_no_latent(na, how):
+    plan, shape = made("euler"), (3, *SHAPE)
+    init = torch.ones(shape)
+    init[1] = math.inf
+    start = fd.plan("euler", schedule="edm", prediction="denoised", steps=8, start="latent")
+    with Actions([na.at([1.0, 0.0, 2.0], (0.3, 80), "low", rank=2, how=how)], start, shape, lambda x, t: torch.zeros_like(x)) as actions:
+        run = fd.Stepper(actions.plan, shape, 0, init=init, **actions.bank)
+        outputs = actions.outputs(run)
+        added = outputs[-1] if how != "bank" else actions.bank["bank_weight"]
+        assert torch.isfinite(added).all() and not added[1].any() and added[0].any() and added[2].any()
 
 
 def test_maps_are_made_once(na, monkeypatch):
