@@ -73,8 +73,8 @@ class Thresholding(Acting):
         bounds = Row(d={"x": 1.0}, y=({"d": 1.0},), clip=(-1.0, 1.0, 1.0))  # `quantile_` gives those of a sample
         self._sum = self._table(own, tuple(renamed.values()), setting.device)
         self._bounded = self._table([bounds], ("x",), setting.device)
-        self._clip = torch.empty(setting.size, 3, device=setting.device)
-        self._estimate = torch.empty(setting.size, *setting.shape[1:], device=setting.device)
+        self._clip = torch.empty(setting.size, 3, dtype=torch.float32, device=setting.device)
+        self._estimate = torch.empty(setting.size, *setting.shape[1:], dtype=torch.float32, device=setting.device)
         self._scaled = any(acting.scales for acting in setting.acting)
         made = [replace(row, d={self._name: 1.0, **{s: c for s, c in row.d.items() if s not in renamed}}) if acts else row
                 for row, acts in zip(rows, self._acts)]

@@ -136,6 +136,15 @@ def test_autocast_changes_nothing(name, no_own_step):
     assert relative(fused, own) < 1e-4
 
 
+def in_threads(work):
+    """work(seed) in eight threads at once."""
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 # ---- timesteps
 
 
@@ -187,11 +196,7 @@ def test_many_threads(often_switched):
             except Exception as error:  # noqa: BLE001  the thread would lose it
                 wrong.append((case, error))
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work)
     assert not wrong
 
 
@@ -207,11 +212,7 @@ def test_more_configurations_than_are_remembered(often_switched):
             except Exception as error:  # noqa: BLE001  the thread would lose it
                 wrong.append((seed, i, error))
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work)
     assert not wrong
 
 
