@@ -7,25 +7,14 @@ import random
 import numpy as np
 import pytest
 import torch
+from cpp.bits import run
 from hypothesis import HealthCheck, given, settings
-from quantile_cases import QuantileCase, assert_same, quantile_cases, random_quantile_case
+from quantile_cases import QuantileCase, quantile_cases, random_quantile_case
 
 from fastdiff import reference
 
 once = settings(max_examples=60, deadline=None, derandomize=True,
                 suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large])
-
-
-def run(ops, case, flush=None):
-    expected = case.expected()  # before the mode changes: NumPy would flush too
-    if flush is not None:
-        flush(True)
-    try:
-        case.run(ops)
-    finally:
-        if flush is not None:
-            flush(False)
-    assert_same(case, expected)
 
 
 def simple(inputs, q, coef=None, low=1.0, high=math.inf):

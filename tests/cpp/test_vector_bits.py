@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cases import BITS
+from cpp.bits import run
 from hypothesis import HealthCheck, given, settings
 from vector_cases import OPS, VectorCase, assert_same, random_vector_case, vector_cases
 
@@ -16,19 +17,6 @@ from fastdiff.reference.project import lift
 
 once = settings(max_examples=40, deadline=None, derandomize=True,
                 suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large])
-
-
-def run(ops, case, flush=None):
-    expected = case.expected()  # before the mode changes: NumPy would flush too
-    if flush is not None:
-        flush(True)
-    try:
-        case.run(ops)
-    finally:
-        if flush is not None:
-            flush(False)
-    assert_same(case, expected)
-    return case.arguments["out"]
 
 
 @pytest.mark.parametrize("op", OPS)
