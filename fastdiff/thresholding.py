@@ -10,13 +10,13 @@ from . import ops  # noqa: F401  registers the ops
 from .checks import dense
 from .reference.step import CLIP, NO_SLOT, Layout
 
-__all__ = ["dynamic_threshold", "quantile"]
+__all__ = ["bounded_row", "dynamic_threshold", "quantile"]
 
 _LAYOUT = Layout(1, 1)
 
 
-def _table(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """One row: y = d = clip(x)."""
+def bounded_row(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The table (coef, meta) of one row, y = d = clip(x), by the bounds that ``quantile_`` gives a sample."""
     coef = torch.zeros(1, _LAYOUT.width, dtype=torch.float32)
     coef[0, 0] = coef[0, _LAYOUT.y(0) + 1] = 1
     return coef.to(device), torch.tensor([[NO_SLOT, CLIP, 0, NO_SLOT]], dtype=torch.int32).to(device)
@@ -52,7 +52,7 @@ def dynamic_threshold(x: torch.Tensor, ratio: float = 0.995, high: float = 1.0, 
     _refuse_gradients("dynamic_threshold", x)
     x = dense(x)
     out, clip = torch.empty_like(x), torch.empty(*x.shape[:1], 3, dtype=torch.float32, device=x.device)
-    coef, meta = _table(x.device)
+    coef, meta = bounded_row(x.device)
     op = torch.ops.fastdiff
     op.quantile_(None, clip, [x], coef, None, 0, None, ratio, low, high)
     op.step_([x], [out], None, coef, meta, None, 0, None, None, None, None, None, clip, None, None, None)

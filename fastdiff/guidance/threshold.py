@@ -9,6 +9,7 @@ import torch
 from ..action import Acting, Setting
 from ..plan import Plan, Row
 from ..steering.window import fresh_name, rows_in
+from ..thresholding import bounded_row
 from .products import readable
 
 __all__ = ["DynamicThreshold", "Thresholding", "dynamic_threshold"]
@@ -70,9 +71,8 @@ class Thresholding(Acting):
         renamed = {slot: f"v{k}" for k, slot in enumerate(self._slots)}  # slots of the ring are plain inputs here
         own = [Row(d={renamed[s]: c for s, c in row.d.items() if s in renamed} if acts else {}, y=({"d": 1.0},))
                for row, acts in zip(rows, self._acts)]
-        bounds = Row(d={"x": 1.0}, y=({"d": 1.0},), clip=(-1.0, 1.0, 1.0))  # `quantile_` gives those of a sample
         self._sum = self._table(own, tuple(renamed.values()), setting.device)
-        self._bounded = self._table([bounds], ("x",), setting.device)
+        self._bounded = bounded_row(setting.device)
         self._clip = torch.empty(setting.size, 3, dtype=torch.float32, device=setting.device)
         self._estimate = torch.empty(setting.size, *setting.shape[1:], dtype=torch.float32, device=setting.device)
         self._scaled = any(acting.scales for acting in setting.acting)
