@@ -167,10 +167,12 @@ class Run:
         return self._prices[method.name]
 
     def cost(self, say: Callable[[str], None] = lambda name: None) -> dict[str, dict[str, float]]:
-        """Estimated seconds of each method's search and results; measures what it needs first, fits included: say(name of the
-        method that is being measured)."""
+        """Estimated seconds of the search and results of each method that is drawn for; measures what it needs first, fits included:
+        say(name of the method that is being measured)."""
         b, found = self.budget, {}
         for name, method in self.methods.items():
+            if not self.chosen(name):
+                continue
             say(name)
             price = self.price(method)
             settings = b.settings if method.space.axes else 0
@@ -343,9 +345,7 @@ class Run:
     def total(self, costs: dict) -> float:
         """Estimated seconds of everything that this run draws or has drawn, fits apart."""
         b, size = self.budget, self.world.sampler.batch
-        total = sum(
-            c["search"] + c["results"] + c["price"] * size for n, c in costs.items() if self.chosen(n)
-        )  # memory: one batch
+        total = sum(c["search"] + c["results"] + c["price"] * size for c in costs.values())  # memory: one batch
         if self.only is None:
             total += sum(c["price"] for c in costs.values()) * size * b.rounds + sum(
                 s.cost(self, costs) for s in studies.STUDIES.values()
