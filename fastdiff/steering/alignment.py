@@ -24,7 +24,7 @@ from ..reference.project import MAX_TERMS
 from . import files
 from .data import same_scale
 from .gaussian import GAIN, Gaussian
-from .maps import Kept, Mapped, affine, maps_kept
+from .maps import KEPT, Kept, Mapped, affine, maps_kept
 from .window import check_clip, chosen, fresh_name, name_of, per_sample, rows_in
 
 __all__ = ["Alignment", "NoiseAlignment"]
@@ -142,12 +142,14 @@ class NoiseAlignment:
         return f"NoiseAlignment({', '.join(self.targets)}; full: {self.full!r})"
 
 
-def faster(columns: int, free: int, values: int, device: torch.device) -> str:
-    """The way of a run with so many directions (of the targets in use), free columns of the bank and values of a sample. It does
-    not depend on the size of the batch, and so neither do the bits. On a GPU a matrix is made in no time; on a CPU in that of a thousand samples, who asks for it."""
+def faster(columns: int, free: int, values: int, device: torch.device, maps: int = 1) -> str:
+    """The way of a run with so many directions (of the targets in use), free columns of the bank and values of a sample; maps: how
+    many matrices the run takes, of its levels and targets, which are kept as long as they fit. It does not depend on the size of
+    the batch, and so neither do the bits. On a GPU a matrix is made in no time; on a CPU in that of a thousand samples, who asks for it."""
     if columns <= min(free, BANK_COLUMNS):
         return "bank"
-    return "map" if device.type == "cuda" and values < MAX_TERMS and 2 * columns > values + 1 else "lift"
+    fit = values < MAX_TERMS and 4 * maps * values * (values + 1) <= KEPT
+    return "map" if device.type == "cuda" and fit and 2 * columns > values + 1 else "lift"
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ class Alignment:
             (*targets.values(), rows.tobytes(), plan.sigmas.tobytes(), plan.input_scales.tobytes(), rank, gain, device),
             lambda: _table(full, targets, plan, rows, rank, gain).on(device))
         columns, free = table.index.shape[1], LIMITS["bank"] - plan.bank
-        how = self.how or faster(columns, free, full.mean.numel(), setting.device)
+        how = self.how or faster(columns, free, full.mean.numel(), setting.device, int(rows.sum()) * len(targets))
         if how == "map":
             return self._mapped(setting, rows, targets, weight, which)
         if how == "bank" and columns > free:

@@ -21,10 +21,10 @@ from ..action import Acting, Setting
 from .gaussian import Gaussian
 from .window import fresh_name
 
-__all__ = ["Kept", "Mapped", "affine"]
+__all__ = ["KEPT", "Kept", "Mapped", "affine"]
 
 KEPT = 2**30
-"""Bytes of maps that an alignment keeps, at most; the ones that were used last."""
+"""Bytes of maps that an alignment keeps, at most; the ones that were used last. A run that needs more takes them only if asked to."""
 
 
 def _one(value) -> int:

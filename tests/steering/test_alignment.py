@@ -248,6 +248,7 @@ def test_which_way_is_faster():
     assert [faster(393, 16, 784, d) for d in (cpu, gpu)] == ["lift", "map"]
     assert [faster(2048, 16, 4095, d) for d in (cpu, gpu)] == ["lift", "lift"] and faster(2049, 16, 4095, gpu) == "map"
     assert faster(4000, 16, 4096, gpu) == "lift"
+    assert [faster(3000, 16, 3072, gpu, maps) for maps in (28, 29)] == ["map", "lift"]  # 1 GiB of matrices
 
 
 def test_a_window_below_what_it_was_fitted_for_is_refused():
