@@ -301,7 +301,7 @@ def overhead(run, results) -> dict:
     weight, label, sampler = needed(results, "NA")["weight"], run.budget.classes[0], run.world.sampler
     spec = {"what": "overhead", "levels": LEVELS, "weight": weight, "amplified": AMPLIFIED, "batch": sampler.batch}
     spec |= {"threads": torch.get_num_threads(), "rounds": OVERHEAD_ROUNDS * run.budget.rounds, "order": "random"}
-    spec |= {"ways": 6, "memory": "kept" if memory_is_kept() else "returned"}
+    spec |= {"blocks": BLOCKS, "memory": "kept" if memory_is_kept() else "returned"}
 
     def make():
         concept, plan, seeds = run.fits.concepts("RFM")[label], sampler.plan([*LEVELS, 0.0]), torch.arange(sampler.batch)
@@ -313,6 +313,10 @@ def overhead(run, results) -> dict:
             "concept": [concept.at(AMPLIFIED["weight"])],
             f"concept, amplified by {AMPLIFIED['scale']:g}": [concept.at(**AMPLIFIED)],
         }
+        for block in BLOCKS:
+            if block != BLOCK:  # which direction it is takes no time
+                other = run.fits.concepts("mean difference", block)[label]
+                ways[f"the same at {block}"] = [other.at(**AMPLIFIED)]
         taken, order = {name: [] for name in ways}, random.Random(0)
         for turn in range(spec["rounds"] + 1):
             for name, steering in order.sample(list(ways.items()), len(ways)):
@@ -327,7 +331,7 @@ def overhead(run, results) -> dict:
 
 def overhead_cost(run, costs) -> float:
     price = costs.get("unguided", {"price": 0.0})["price"]
-    return price * len(LEVELS) / run.world.sampler.steps * run.world.sampler.batch * 7 * (OVERHEAD_ROUNDS * run.budget.rounds + 1)
+    return price * len(LEVELS) / run.world.sampler.steps * run.world.sampler.batch * 16 * (OVERHEAD_ROUNDS * run.budget.rounds + 1)
 
 
 def overhead_text(found) -> str:
@@ -335,7 +339,7 @@ def overhead_text(found) -> str:
         "### What a steered step costs",
         "",
         f"Runs of {len(LEVELS)} steps, all of them steered, and unsteered ones, in random order; medians; one class, batches as above. "
-        "Matrices are made before, in the round that warms up.",
+        f"Matrices are made before, in the round that warms up. Concepts are at {BLOCK} unless said otherwise.",
         "",
         "| | ms / step of a batch | over unsteered |",
         "|---|---|---|",
