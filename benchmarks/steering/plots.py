@@ -83,16 +83,17 @@ def curves(results: dict, path: Path) -> None:
         axis.set_xlabel(text)
         axis.set_ylabel("accuracy")
         axis.grid(alpha=0.3)
-    axes[0].set_xscale("log")
+    axes[0].set_xscale("log", subs=(2, 3, 5))
     axes[0].xaxis.set_major_formatter("{x:g}")
     axes[0].xaxis.set_minor_formatter("{x:g}")
-    axes[0].tick_params(axis="x", which="both", labelsize=7, rotation=45)
+    axes[0].tick_params(axis="x", which="both", labelsize=8)
     axes[1].set_xlim(0, 2)
     axes[0].text(
-        0.01,
+        0.99,
         results["criterion"]["real_accuracy"],
         "real images",
         fontsize=7,
+        ha="right",
         va="bottom",
         transform=axes[0].get_yaxis_transform(),
     )
