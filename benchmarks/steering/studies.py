@@ -331,7 +331,9 @@ def overhead(run, results) -> dict:
 
 def overhead_cost(run, costs) -> float:
     price = costs.get("unguided", {"price": 0.0})["price"]
-    return price * len(LEVELS) / run.world.sampler.steps * run.world.sampler.batch * 16 * (OVERHEAD_ROUNDS * run.budget.rounds + 1)
+    passes = 5 + 2 * len(BLOCKS)  # of all ways, where an amplified one is two at most
+    steps = passes * len(LEVELS) * (OVERHEAD_ROUNDS * run.budget.rounds + 1)
+    return price / run.world.sampler.steps * run.world.sampler.batch * steps
 
 
 def overhead_text(found) -> str:

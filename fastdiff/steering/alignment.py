@@ -144,7 +144,7 @@ class NoiseAlignment:
 
 def faster(columns: int, free: int, values: int, device: torch.device, maps: int = 1) -> str:
     """The way of a run with so many directions (of the targets in use), free columns of the bank and values of a sample; maps: how
-    many matrices the run takes, of its levels and targets, which are kept as long as they fit. It does not depend on the size of
+    many matrices the run takes at most, one a row and target (rows of one level share theirs). It does not depend on the size of
     the batch, and so neither do the bits. On a GPU a matrix is made in no time; on a CPU in that of a thousand samples, who asks for it."""
     if columns <= min(free, BANK_COLUMNS):
         return "bank"

@@ -148,7 +148,9 @@ def test_a_run_stops_in_time(make_world):
 def test_methods_that_were_not_chosen_are_not_drawn(make_world, monkeypatch):
     monkeypatch.setattr(studies, "STUDIES", {})
     methods = chosen("unguided", "latent vector")
-    found = Run(make_world(), methods, TINY, only=["unguided"]).comparison()
+    run = Run(make_world(), methods, TINY, only=["unguided"])
+    assert set(run.cost()) == {"unguided"} and run.drawn == 1  # its price: nothing was fitted for the other
+    found = run.comparison()
     assert set(found["results"]) == {"unguided"} and found["timing"] is None and not found["complete"]
 
 
