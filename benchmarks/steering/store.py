@@ -115,7 +115,8 @@ class Store:
             return Unit(spec, held["code"], held["found"], {k: file.get_tensor(k) for k in file.keys()})
 
     def put(self, spec: dict, code: str, found: dict, tensors: dict) -> Unit:
-        meta = {"unit": canonical({"spec": spec, "context": self.context, "code": code, "found": found})}
+        # In the order given: what is read back is what an uninterrupted run would have gone on with.
+        meta = {"unit": json.dumps({"spec": spec, "context": self.context, "code": code, "found": found})}
         with written(self.path(spec)) as temporary:
             save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=meta)
         return Unit(spec, code, found, tensors)

@@ -170,6 +170,12 @@ def test_the_interval_is_that_of_a_share():
 # ---- units
 
 
+def test_what_was_found_is_read_in_the_order_it_was_put(tmp_path):
+    store = Store(tmp_path, {"unet": "w1"})
+    store.put({"what": "overhead"}, "code", {"seconds": {"unsteered": 1.0, "NA": 1.1}}, {"x": torch.zeros(1)})
+    assert list(store.get({"what": "overhead"}, "code").found["seconds"]) == ["unsteered", "NA"]
+
+
 def test_units_of_other_weights_are_never_read_and_stale_ones_only_when_asked(tmp_path):
     store = Store(tmp_path, {"weights": "a"})
     store.put({"method": "NA", "setting": {"w": 1.0}}, "code1", {"seconds": 2.0}, {"x": torch.arange(3)})
